@@ -1,0 +1,263 @@
+//! The backup's protocol machine: sans-I/O, in the manner of [`crate::primary`].
+
+use std::time::Duration;
+
+use crate::arbiter::{Record, SwapOutcome};
+use crate::extent::Transfer;
+use crate::ids::{Epoch, Identity, Time};
+use crate::layout::ArenaShape;
+use crate::placement::committed::HomingCopy;
+use crate::wire::message::{ErrorCode, Hello, Message};
+use crate::wire::slot::{SlotError, SlotHeader};
+
+/// Settings of a backup.
+#[derive(Clone, Debug)]
+pub struct BackupConfig {
+    /// This host's name in the record.
+    pub host: String,
+    /// Heartbeats are sent this often.
+    pub heartbeat_every: Duration,
+    /// The primary is suspected after so long without a sign of life.
+    pub suspect_after: Duration,
+    /// Whether to take over by itself on suspicion.
+    pub takeover_automatic: bool,
+    /// Largest arena this host lends, in bytes.
+    pub max_arena_bytes: u64,
+}
+
+/// Where the backup stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupState {
+    /// Nothing here yet, or the primary goes on alone and what is here is not to be resumed.
+    Solo,
+    /// The image is being built.
+    Syncing,
+    /// A committed epoch stands ready.
+    Protected,
+    /// The image was invalidated.
+    Invalid,
+    /// Fencing, asking for the grant, homing, activating.
+    TakingOver,
+    /// The guest runs here.
+    Active,
+    /// The guest has ended and is never resumed.
+    Ended,
+}
+
+/// What the driver is to do, in order.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // lives in a reused list; boxing would allocate
+pub enum BackupAction {
+    /// Send on the control channel under this identity.
+    Send(Identity, Message),
+    /// Read the slot of this epoch ([`crate::wire::slot::decode`]), then call
+    /// [`Backup::handle_slot`].
+    ReadSlot {
+        /// The identity the slot must carry.
+        identity: Identity,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Homings are due: wake the homing thread ([`Backup::next_homing`]).
+    WakeHoming,
+    /// Close the connection, then call [`Backup::handle_disconnected`].
+    CloseConnection(String),
+    /// Make sure that nothing the primary sends can land any more (destroy the connection, join,
+    /// deregister) and that no homing copy runs, then call [`Backup::handle_fenced`].
+    Fence,
+    /// Ask the arbiter, then call [`Backup::handle_swap`].
+    Swap {
+        /// The record expected.
+        expected: Option<Record>,
+        /// The new record.
+        new: Record,
+    },
+    /// Read the record, then call [`Backup::handle_record`].
+    ReadRecord,
+    /// Make the trial load of the committed state, then call [`Backup::handle_trial`].
+    Trial {
+        /// Whose slot holds the state.
+        epoch: Epoch,
+    },
+    /// Copy these pages home, then activate the standby with the state in the slot of `epoch`,
+    /// then call [`Backup::handle_activated`].
+    TakeOver {
+        /// C.
+        epoch: Epoch,
+        /// Copies to make first.
+        displaced: Vec<HomingCopy>,
+    },
+    /// Drop the image and the standby: the guest has ended or lives elsewhere.
+    Abandon,
+    /// Worth telling people.
+    Report(BackupReport),
+}
+
+/// What happened, for logs and status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackupReport {
+    /// A new state and why.
+    State(BackupState, String),
+    /// An epoch was committed.
+    Committed {
+        /// C.
+        epoch: Epoch,
+        /// Its pages.
+        pages: u64,
+    },
+    /// A peer's request was refused.
+    Refused(ErrorCode, String),
+}
+
+/// A reused list of actions.
+pub type Actions = Vec<BackupAction>;
+
+/// A peer's request that is answered with an error and the end of the connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// What kind.
+    pub code: ErrorCode,
+    /// For people.
+    pub text: String,
+}
+
+/// What a Hello asks of the driver before the Welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Goes on with the arena there is: destroy the old connection, quiesce homing, then
+    /// [`Backup::welcome`].
+    Resume,
+    /// Needs a new arena of this shape and a prepared standby, then [`Backup::welcome`].
+    Prepare(ArenaShape),
+    /// The record must be read first: [`Backup::admit_with_record`].
+    NeedsRecord,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Backup {
+    _config: BackupConfig,
+}
+
+#[allow(unused_variables)]
+impl Backup {
+    /// A backup that has nothing yet.
+    pub fn new(config: BackupConfig, now: Time) -> Self {
+        todo!("machine")
+    }
+    /// A Hello arrived on a new channel. Does not disturb the present connection if refused.
+    pub fn admit(&mut self, identity: &Identity, hello: &Hello, now: Time) -> Result<Admission, Refusal> {
+        todo!("machine")
+    }
+    /// As [`admit`](Self::admit), with the record read for it (`Err`: could not be asked).
+    pub fn admit_with_record(
+        &mut self,
+        identity: &Identity,
+        hello: &Hello,
+        record: Result<Option<Record>, String>,
+        now: Time,
+    ) -> Result<Admission, Refusal> {
+        todo!("machine")
+    }
+    /// The old connection is destroyed, homing quiescent, arena and standby ready. Returns the
+    /// Welcome to send (identity and message).
+    pub fn welcome(
+        &mut self,
+        hello: &Hello,
+        fabric_answer: Vec<u8>,
+        now: Time,
+        actions: &mut Actions,
+    ) -> (Identity, Message) {
+        todo!("machine")
+    }
+    /// The endpoint is established.
+    pub fn handle_connected(&mut self, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// The markers of all data streams are in.
+    pub fn handle_fence(&mut self, marker: u64, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// A message on the endpoint. After an error the driver sends it as `Error`, closes, and
+    /// calls [`handle_disconnected`](Self::handle_disconnected).
+    pub fn handle_message(&mut self, bytes: &[u8], now: Time, actions: &mut Actions) -> Result<(), Refusal> {
+        todo!("machine")
+    }
+    /// The slot asked for by [`BackupAction::ReadSlot`]: commits the epoch or ends the session.
+    pub fn handle_slot(
+        &mut self,
+        slot: Result<SlotHeader, SlotError>,
+        transfers: &[Transfer],
+        now: Time,
+        actions: &mut Actions,
+    ) -> Result<(), Refusal> {
+        todo!("machine")
+    }
+    /// The connection is gone (the endpoint is closed for good).
+    pub fn handle_disconnected(&mut self, why: &str, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// The next copy for the homing thread.
+    pub fn next_homing(&mut self) -> Option<HomingCopy> {
+        todo!("machine")
+    }
+    /// A copy is finished.
+    pub fn homing_finished(&mut self, copy: &HomingCopy, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// No homing copy runs and none will start before [`welcome`](Self::welcome).
+    pub fn quiesce_homing(&mut self) -> bool {
+        todo!("machine")
+    }
+    /// Time passed: heartbeats, suspicion.
+    pub fn handle_tick(&mut self, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// When [`handle_tick`](Self::handle_tick) is due next.
+    pub fn next_tick(&self) -> Option<Time> {
+        todo!("machine")
+    }
+    /// The fence asked for stands.
+    pub fn handle_fenced(&mut self, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// How a swap ended.
+    pub fn handle_swap(&mut self, new: &Record, outcome: SwapOutcome, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// What a read of the record gave.
+    pub fn handle_record(
+        &mut self,
+        record: Result<Option<Record>, String>,
+        now: Time,
+        actions: &mut Actions,
+    ) {
+        todo!("machine")
+    }
+    /// How the trial load ended.
+    pub fn handle_trial(&mut self, outcome: Result<(), String>, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// How the activation ended.
+    pub fn handle_activated(&mut self, outcome: Result<(), String>, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// The operator says: take over now (`force`: the primary is dead, whatever the record says
+    /// under arbiter `none`).
+    pub fn request_takeover(&mut self, force: bool, now: Time, actions: &mut Actions) -> Result<(), String> {
+        todo!("machine")
+    }
+    /// The operator ends this backup.
+    pub fn request_stop(&mut self, now: Time, actions: &mut Actions) {
+        todo!("machine")
+    }
+    /// Where it stands.
+    pub fn state(&self) -> BackupState {
+        todo!("machine")
+    }
+    /// Last committed epoch C.
+    pub fn committed(&self) -> Epoch {
+        todo!("machine")
+    }
+}

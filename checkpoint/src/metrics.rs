@@ -1,0 +1,1 @@
+//! What was measured, phase by phase, in HDR histograms.

@@ -1,0 +1,34 @@
+//! The tokens of output commit (I1): output leaves only against a [`ReleaseToken`], and a token
+//! is made only from a decoded Ack, a decoded Welcome or a won solo grant.
+
+use crate::arbiter::SoloGrant;
+use crate::ids::GateMark;
+use crate::wire::AckProof;
+
+/// Allows the gate to let all output up to a mark leave.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ReleaseToken {
+    through: GateMark,
+    opens_gate: bool,
+}
+
+impl ReleaseToken {
+    pub(crate) fn acked(through: GateMark, _proof: &AckProof) -> Self {
+        Self { through, opens_gate: false }
+    }
+
+    pub(crate) fn solo(_grant: &SoloGrant) -> Self {
+        Self { through: GateMark(u64::MAX), opens_gate: true }
+    }
+
+    /// Output up to this mark may leave.
+    pub fn through(&self) -> GateMark {
+        self.through
+    }
+
+    /// All output may leave, now and until the gate is closed again by
+    /// [`crate::gate::OutputGate::hold`].
+    pub fn opens_gate(&self) -> bool {
+        self.opens_gate
+    }
+}

@@ -1,0 +1,2 @@
+//! The romulus command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The workload that runs inside demonstration guests.
+fn main() {}

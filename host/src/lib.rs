@@ -1,0 +1,1 @@
+//! Linux facilities that the glues and the benchmarks share.

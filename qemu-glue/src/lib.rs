@@ -1,0 +1,1 @@
+//! QEMU/KVM processes as guests and standbys.
