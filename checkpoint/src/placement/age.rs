@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(listed(&list), [3, 2]);
         list.remove(3);
         list.remove(2);
-        assert_eq!(listed(&list), []);
+        assert!(listed(&list).is_empty());
         list.push_oldest(1);
         assert_eq!(listed(&list), [1]);
     }
