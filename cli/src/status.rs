@@ -111,16 +111,39 @@ fn table(status: &Value) -> String {
     let is_primary = text("/role") == "protect";
     row("guest", format!("{} ({})", text("/guest"), text("/role")));
     row("state", format!("{} ({})", text("/state"), text("/state_reason")));
-    row("peer", if text("/connected") == "true" { text("/peer") } else { format!("{} (not connected)", text("/peer")) });
+    row(
+        "peer",
+        if text("/connected") == "true" {
+            text("/peer")
+        } else {
+            format!("{} (not connected)", text("/peer"))
+        },
+    );
     row("epoch", format!("{} ({} committed)", text("/epoch"), text("/epochs_committed")));
     row("checkpoints/s", format!("{:.1}", number("/checkpoints_per_second")));
     if is_primary {
-        let pair = |path: &str| format!("{} / {} / {}", text(&format!("{path}/p50")), text(&format!("{path}/p99")), text(&format!("{path}/max")));
+        let pair = |path: &str| {
+            format!(
+                "{} / {} / {}",
+                text(&format!("{path}/p50")),
+                text(&format!("{path}/p99")),
+                text(&format!("{path}/max"))
+            )
+        };
         row("pause us p50/p99/max", pair("/pause_us"));
         row("commit us p50/p99/max", pair("/ack_us"));
         row("dirty pages", pair("/dirty_pages"));
         row("lag", format!("{} epochs, {:.1} ms", text("/lag_epochs"), number("/lag_us") / 1_000.0));
-        row("late epochs", format!("{} (stalled {}, in pieces {}, overflowed {})", text("/late_epochs"), text("/stalled_epochs"), text("/pieced_epochs"), text("/overflows")));
+        row(
+            "late epochs",
+            format!(
+                "{} (stalled {}, in pieces {}, overflowed {})",
+                text("/late_epochs"),
+                text("/stalled_epochs"),
+                text("/pieced_epochs"),
+                text("/overflows")
+            ),
+        );
         row("sent", format!("{:.1} MiB", number("/bytes_written") / f64::from(1 << 20)));
         if text("/state") == "syncing" {
             let (done, all) = (number("/sync/pages_done"), number("/sync/pages_total").max(1.0));
@@ -132,7 +155,14 @@ fn table(status: &Value) -> String {
         row("pages homed", text("/pages_homed"));
         row("last heard", format!("{:.0} ms ago", number("/silence_us") / 1_000.0));
         if status.pointer("/takeover").is_some_and(|takeover| !takeover.is_null()) {
-            row("takeover", format!("epoch {}, {:.0} ms after the last sign of life", text("/takeover/epoch"), number("/takeover/total_ms")));
+            row(
+                "takeover",
+                format!(
+                    "epoch {}, {:.0} ms after the last sign of life",
+                    text("/takeover/epoch"),
+                    number("/takeover/total_ms")
+                ),
+            );
             row("guest's QMP socket", text("/standby_qmp"));
         }
     }

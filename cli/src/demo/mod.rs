@@ -1,9 +1,10 @@
 //! `romulus demo`: the main job on one machine, told as it happens.
 
-mod instance;
-mod qemu;
+pub mod instance;
+pub mod qemu;
 mod report;
 mod run;
+pub mod stage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

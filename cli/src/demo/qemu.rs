@@ -46,8 +46,7 @@ impl Machine {
             kind => format!("{kind},accel={},memory-backend=ram", self.accelerator),
         };
         let size = format!("{}M", self.memory_mib);
-        let backend =
-            format!("memory-backend-file,id=ram,size={size},mem-path={ram},share=on,prealloc=off");
+        let backend = format!("memory-backend-file,id=ram,size={size},mem-path={ram},share=on,prealloc=off");
         let console = format!("file:{}", console.display());
         let kernel = self.image_dir.join("vmlinuz");
         let initramfs = self.image_dir.join("initramfs");
@@ -171,8 +170,11 @@ mod tests {
         let path = dir.path().join("console");
         let mut console = Console::new(&path);
         console.poll();
-        std::fs::write(&path, "boot\r\nromulus counter=7 corrupt=0 passes=1 clock_ms=70\r\nromulus counter=8 cor")
-            .unwrap();
+        std::fs::write(
+            &path,
+            "boot\r\nromulus counter=7 corrupt=0 passes=1 clock_ms=70\r\nromulus counter=8 cor",
+        )
+        .unwrap();
         console.poll();
         assert_eq!(console.last.unwrap().counter, 7);
         let all = "boot\r\nromulus counter=7 corrupt=0 passes=1 clock_ms=70\r\nromulus counter=8 corrupt=1 \

@@ -124,8 +124,14 @@ pub fn summary(report: &DemoReport) -> String {
         let us = |of: fn(&RunReport) -> u64| format!("{:.0}", median(&good, |run| of(run) as f64));
         row("checkpoints per second", format!("{:.1}", median(&good, |run| run.checkpoints_per_second)));
         row("dirty pages per checkpoint, p50", us(|run| run.dirty_pages_per_epoch.p50));
-        row("pause in us, p50 / p99", format!("{} / {}", us(|run| run.pause_us.p50), us(|run| run.pause_us.p99)));
-        row("pause to commit in us, p50 / p99", format!("{} / {}", us(|run| run.ack_us.p50), us(|run| run.ack_us.p99)));
+        row(
+            "pause in us, p50 / p99",
+            format!("{} / {}", us(|run| run.pause_us.p50), us(|run| run.pause_us.p99)),
+        );
+        row(
+            "pause to commit in us, p50 / p99",
+            format!("{} / {}", us(|run| run.ack_us.p50), us(|run| run.ack_us.p99)),
+        );
         let ms = |of: fn(&FailoverReport) -> f64| format!("{:.0}", median(&good, |run| of(&run.failover)));
         row("kill to running guest in ms", ms(|failover| failover.total_ms));
         row("  of it detection", ms(|failover| failover.detection_ms));

@@ -1,71 +1,18 @@
 //! One run of the demonstration: start both hosts, protect, kill one, watch the other.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::instance::{Instance, kill};
+use super::instance::{pid, state};
 use super::qemu::{Console, Machine, accelerator};
 use super::report::{FailoverReport, GuestCheck, GuestReport, Percentiles, RunReport};
+use super::stage::Stage;
 use super::{DemoOptions, check_interrupted};
 use crate::exit::Failure;
 
 /// Length of a step of the guest's workload.
 const GUEST_STEP_MS: f64 = 10.0;
-
-/// Everything a run has started or made; ended and removed when dropped.
-struct Stage {
-    dir: Option<tempfile::TempDir>,
-    ram: PathBuf,
-    children: Vec<Child>,
-    instances: Vec<Instance>,
-}
-
-impl Stage {
-    fn new() -> Result<Self, Failure> {
-        let failed = |e: std::io::Error| Failure::failed(format!("making a folder for the run: {e}"));
-        let dir = tempfile::Builder::new().prefix("romulus-demo-").tempdir().map_err(failed)?;
-        let name = dir.path().file_name().unwrap_or_default();
-        let ram = Path::new("/dev/shm").join(name);
-        Ok(Self { dir: Some(dir), ram, children: Vec::new(), instances: Vec::new() })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.as_ref().map(|dir| dir.path().join(name)).unwrap_or_default()
-    }
-
-    fn keep(&mut self) {
-        if let Some(dir) = self.dir.take() {
-            println!("  logs and consoles are kept in {}", dir.keep().display());
-        }
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        for instance in &mut self.instances {
-            if let Some(pid) = instance.status().as_ref().and_then(standby_pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-            kill(&mut instance.child);
-        }
-        for child in &mut self.children {
-            kill(child);
-        }
-        let _ = std::fs::remove_file(&self.ram);
-    }
-}
-
-fn standby_pid(status: &Value) -> Option<rustix::process::Pid> {
-    pid(status.pointer("/standby_pid")?)
-}
-
-fn pid(value: &Value) -> Option<rustix::process::Pid> {
-    rustix::process::Pid::from_raw(value.as_i64()?.try_into().ok()?)
-}
 
 fn machine(options: &DemoOptions) -> Machine {
     Machine {
@@ -81,7 +28,8 @@ fn machine(options: &DemoOptions) -> Machine {
 /// Makes one run. A run that went wrong is a report with a failure; an interruption is an error.
 pub fn run_once(options: &DemoOptions) -> Result<RunReport, Failure> {
     let machine = machine(options);
-    let mut stage = Stage::new()?;
+    let program =
+        std::env::current_exe().map_err(|e| Failure::failed(format!("finding this program: {e}")))?;
     let mut report = RunReport {
         guest: GuestReport {
             kind: "qemu".into(),
@@ -93,53 +41,22 @@ pub fn run_once(options: &DemoOptions) -> Result<RunReport, Failure> {
         interval_ms: options.interval,
         ..RunReport::default()
     };
-    if let Err(failure) = play(options, &machine, &mut stage, &mut report) {
+    let mut stage = Stage::new(machine, &program)?;
+    if let Err(failure) = play(options, &mut stage, &mut report) {
         check_interrupted()?;
         println!("  FAILED: {failure}");
         report.failure = Some(failure.message);
     }
     if options.keep || report.failure.is_some() {
-        stage.keep();
+        stage.keep_folder();
     }
     Ok(report)
 }
 
-fn play(
-    options: &DemoOptions,
-    machine: &Machine,
-    stage: &mut Stage,
-    report: &mut RunReport,
-) -> Result<(), Failure> {
-    let mut primary_console = start_guest(machine, stage)?;
-    start_backup(machine, stage)?;
-    start_protection(options, stage)?;
-    let before = protect_for_a_while(options, stage, &mut primary_console, report)?;
-    let killed = kill_primary_host(stage, &before);
-    println!("  the primary host is dead (epoch {} was its last acknowledged)", report.failover.killed_at_epoch);
-    watch_takeover(stage, killed, report)?;
-    check_guest(stage, &mut primary_console, report)
-}
-
-fn start_guest(machine: &Machine, stage: &mut Stage) -> Result<Console, Failure> {
-    let console_path = stage.path("primary.console");
-    let child =
-        machine.start(&stage.ram, &console_path, &stage.path("primary.qmp"), &stage.path("primary-qemu.log"))?;
-    stage.children.push(child);
-    let mut console = Console::new(&console_path);
+fn play(options: &DemoOptions, stage: &mut Stage, report: &mut RunReport) -> Result<(), Failure> {
     let started = Instant::now();
-    let limit = Duration::from_secs(60 + machine.memory_mib / 16);
-    while console.last.is_none() {
-        console.poll();
-        check_interrupted()?;
-        if let Ok(Some(status)) = stage.children[0].try_wait() {
-            let log = std::fs::read_to_string(stage.path("primary-qemu.log")).unwrap_or_default();
-            return Err(Failure::failed(format!("QEMU ended ({status}): {log}")));
-        }
-        if started.elapsed() > limit {
-            return Err(Failure::failed(format!("the guest did not boot within {limit:?}")));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut console = stage.start_guest()?;
+    let machine = &stage.machine;
     println!(
         "  a guest of {} MiB runs ({}, {}), up after {:.1} s, checking {} MiB of its memory",
         machine.memory_mib,
@@ -148,62 +65,24 @@ fn start_guest(machine: &Machine, stage: &mut Stage) -> Result<Console, Failure>
         started.elapsed().as_secs_f64(),
         machine.check_mib
     );
-    Ok(console)
-}
 
-fn start_backup(machine: &Machine, stage: &mut Stage) -> Result<(), Failure> {
-    let standby = stage.path("standby.args");
-    let arguments = machine.arguments("{image}", &stage.path("backup.console"));
-    let text = format!("qemu-system-x86_64\n{}\n", arguments.join("\n"));
-    std::fs::write(&standby, text)
-        .map_err(|e| Failure::failed(format!("writing {}: {e}", standby.display())))?;
-    let arguments = [
-        "--listen".into(),
-        "127.0.0.1:0".into(),
-        "--standby".into(),
-        standby.to_string_lossy().into_owned(),
-        "--host".into(),
-        "backup".into(),
-        "--arbiter".into(),
-        arbiter(stage),
-    ];
-    stage.instances.push(Instance::start("backup", &stage.path(""), &arguments)?);
-    Ok(())
-}
-
-fn arbiter(stage: &Stage) -> String {
-    format!("file:{}", stage.path("arbiter").display())
-}
-
-fn start_protection(options: &DemoOptions, stage: &mut Stage) -> Result<(), Failure> {
-    let address = stage.instances[0].wait_for("listening backup", Duration::from_secs(10), |status| {
-        Some(status.pointer("/listen")?.as_str()?.to_owned())
-    })?;
+    let address = stage.start_backup("127.0.0.1:0")?;
     println!("  a backup stands ready at {address}");
-    let arguments = [
-        "--guest".into(),
-        format!("qemu:{}", stage.path("primary.qmp").display()),
-        "--backup".into(),
-        address,
-        "--name".into(),
-        "demo".into(),
-        "--host".into(),
-        "primary".into(),
-        "--interval-ms".into(),
-        options.interval.to_string(),
-        "--arbiter".into(),
-        arbiter(stage),
-    ];
-    let started = Instant::now();
-    stage.instances.push(Instance::start("protect", &stage.path(""), &arguments)?);
-    let limit = Duration::from_secs(60 + options.guest_mib / 16);
-    stage.instances[1].wait_for("protected guest", limit, |status| (state(status) == "protected").then_some(()))?;
-    println!("  protected after {:.1} s (first full copy and a trial load)", started.elapsed().as_secs_f64());
-    Ok(())
-}
 
-fn state(status: &Value) -> &str {
-    status.pointer("/state").and_then(Value::as_str).unwrap_or("")
+    let started = Instant::now();
+    stage.start_protect(&address, options.interval)?;
+    stage.wait_protected()?;
+    println!("  protected after {:.1} s: a full copy and a trial load", started.elapsed().as_secs_f64());
+
+    let before = protect_for_a_while(options, stage, &mut console, report)?;
+    let killed = stage.kill_primary_host(pid(&before, "/guard_pid"));
+    println!(
+        "  the primary host is dead; epoch {} was its last acknowledged",
+        report.failover.killed_at_epoch
+    );
+
+    watch_takeover(stage, killed, report)?;
+    check_guest(stage, &mut console, report)
 }
 
 /// Lets protection run, and gives the last status before the kill.
@@ -221,7 +100,8 @@ fn protect_for_a_while(
         let pause = end.saturating_duration_since(Instant::now());
         std::thread::sleep(pause.min(Duration::from_millis(100)));
     }
-    let status = stage.instances[1].wait_for("protected guest at the end", Duration::from_secs(5), |status| {
+    let protect = stage.protect.as_mut().expect("protect was started");
+    let status = protect.wait_for("protected guest at the end", Duration::from_secs(5), |status| {
         (state(status) == "protected").then(|| status.clone())
     })?;
     measure(&status, report);
@@ -245,41 +125,31 @@ fn measure(status: &Value, report: &mut RunReport) {
         status.pointer(path).and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default()
     };
     report.epochs_committed = number("/epochs_committed");
-    report.epochs_late = number("/epochs_late");
+    report.epochs_late = number("/late_epochs");
     report.checkpoints_per_second =
         status.pointer("/checkpoints_per_second").and_then(Value::as_f64).unwrap_or(0.0);
     report.pause_us = percentiles("/pause_us");
     report.ack_us = percentiles("/ack_us");
-    report.dirty_pages_per_epoch = percentiles("/dirty_pages_per_epoch");
-    report.phases_us = ["stop", "state", "collect", "place", "copy", "resume"]
-        .iter()
-        .map(|phase| (phase.to_string(), percentiles(&format!("/phases_us/{phase}"))))
-        .collect::<BTreeMap<_, _>>();
-    report.failover.killed_at_epoch = number("/acked_epoch");
-}
-
-/// Kills what a dying host takes with it: the guard, Romulus and QEMU.
-fn kill_primary_host(stage: &mut Stage, status: &Value) -> Instant {
-    let killed = Instant::now();
-    if let Some(guard) = status.pointer("/guard_pid").and_then(pid) {
-        let _ = rustix::process::kill_process(guard, rustix::process::Signal::KILL);
+    report.dirty_pages_per_epoch = percentiles("/dirty_pages");
+    let phases = status.pointer("/phases_us").and_then(Value::as_array);
+    for phase in phases.into_iter().flatten() {
+        let name = phase.pointer("/phase").and_then(Value::as_str).unwrap_or("").to_owned();
+        let us = phase.pointer("/us").cloned().unwrap_or_default();
+        report.phases_us.insert(name, serde_json::from_value(us).unwrap_or_default());
     }
-    let _ = stage.instances[1].child.kill();
-    let _ = stage.children[0].kill();
-    let _ = stage.instances[1].child.wait();
-    let _ = stage.children[0].wait();
-    killed
+    report.failover.killed_at_epoch = number("/epoch");
 }
 
 fn watch_takeover(stage: &mut Stage, killed: Instant, report: &mut RunReport) -> Result<(), Failure> {
-    let status = stage.instances[0].wait_for("takeover", Duration::from_secs(30), |status| {
+    let backup = stage.backup.as_mut().expect("the backup was started");
+    let status = backup.wait_for("takeover", Duration::from_secs(30), |status| {
         (state(status) == "active").then(|| status.clone())
     })?;
     let total_ms = killed.elapsed().as_secs_f64() * 1_000.0;
-    let takeover_ms = status.pointer("/takeover_ms").and_then(Value::as_f64).unwrap_or(0.0);
+    let takeover_ms = status.pointer("/takeover/takeover_ms").and_then(Value::as_f64).unwrap_or(0.0);
     report.failover = FailoverReport {
         killed_at_epoch: report.failover.killed_at_epoch,
-        resumed_at_epoch: status.pointer("/committed_epoch").and_then(Value::as_u64).unwrap_or(0),
+        resumed_at_epoch: status.pointer("/epoch").and_then(Value::as_u64).unwrap_or(0),
         detection_ms: (total_ms - takeover_ms).max(0.0),
         takeover_ms,
         total_ms,
@@ -296,7 +166,7 @@ fn watch_takeover(stage: &mut Stage, killed: Instant, report: &mut RunReport) ->
 fn check_guest(stage: &mut Stage, primary: &mut Console, report: &mut RunReport) -> Result<(), Failure> {
     primary.poll();
     let before = primary.last.unwrap_or_default();
-    let mut console = Console::new(&stage.path("backup.console"));
+    let mut console = Console::new(&stage.dir().join("backup.console"));
     let started = Instant::now();
     loop {
         console.poll();
@@ -326,7 +196,9 @@ fn check_guest(stage: &mut Stage, primary: &mut Console, report: &mut RunReport)
             break;
         }
         if started.elapsed() > Duration::from_secs(120) {
-            return Err(Failure::failed("the resumed guest did not check all of its pages within 120 s".into()));
+            return Err(Failure::failed(
+                "the resumed guest did not check all of its pages within 120 s".into(),
+            ));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -72,9 +72,11 @@ pub struct CommonOptions {
 impl CommonOptions {
     /// Takes what is unset from the settings file.
     pub fn or(mut self, file: CommonOptions) -> Self {
-        fill_unset!(self, file, [
-            arbiter, host, control, heartbeat_ms, suspect_after_ms, streams, pin, spin_us, record
-        ]);
+        fill_unset!(
+            self,
+            file,
+            [arbiter, host, control, heartbeat_ms, suspect_after_ms, streams, pin, spin_us, record]
+        );
         self
     }
 

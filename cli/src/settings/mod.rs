@@ -22,9 +22,8 @@ impl SettingsFile {
     /// Reads a settings file; without a path, all is left to options and defaults.
     pub fn read(path: Option<&Path>) -> Result<Self, Failure> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let failed = |e: &dyn std::fmt::Display| {
-            Failure::usage(format!("settings file {}: {e}", path.display()))
-        };
+        let failed =
+            |e: &dyn std::fmt::Display| Failure::usage(format!("settings file {}: {e}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|e| failed(&e))?;
         Self::parse(&text).map_err(|e| failed(&e))
     }

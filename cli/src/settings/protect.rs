@@ -1,6 +1,5 @@
 //! Settings of `romulus protect`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::exit::Failure;
@@ -56,7 +55,7 @@ pub struct ProtectOptions {
     #[arg(long, value_name = "MODE")]
     pub capture: Option<String>,
 
-    /// Threads that copy dirty pages of large epochs [default: 1]
+    /// Threads that help to copy the dirty pages of large epochs [default: 0]
     #[arg(long, value_name = "N")]
     pub copy_threads: Option<usize>,
 
@@ -96,24 +95,28 @@ pub struct ProtectOptions {
 impl ProtectOptions {
     /// Takes what is unset from the settings file.
     pub fn or(mut self, file: ProtectOptions) -> Self {
-        fill_unset!(self, file, [
-            guest,
-            backup,
-            name,
-            interval_ms,
-            watermark_pages,
-            depth,
-            spare_mib,
-            staging_mib,
-            capture,
-            copy_threads,
-            scan_threads,
-            state_kib,
-            allow_unreplicated_disk,
-            allow_ungated_network,
-            no_guard,
-            solo
-        ]);
+        fill_unset!(
+            self,
+            file,
+            [
+                guest,
+                backup,
+                name,
+                interval_ms,
+                watermark_pages,
+                depth,
+                spare_mib,
+                staging_mib,
+                capture,
+                copy_threads,
+                scan_threads,
+                state_kib,
+                allow_unreplicated_disk,
+                allow_ungated_network,
+                no_guard,
+                solo
+            ]
+        );
         self.common = self.common.or(file.common);
         self
     }
