@@ -88,7 +88,8 @@ fn i8_i9_kills_at_random_moments_leave_exactly_one_guest() {
                 let backup = stage.backup.as_mut().expect("the backup runs");
                 let standby = backup.status().and_then(|status| pid(&status, "/standby_pid"));
                 let standby = standby.unwrap_or_else(|| panic!("{context}: there is no standby"));
-                rustix::process::kill_process(standby, rustix::process::Signal::KILL).expect("the standby lives");
+                rustix::process::kill_process(standby, rustix::process::Signal::KILL)
+                    .expect("the standby lives");
                 backup
                     .wait_for("new standby", Duration::from_secs(30), |status| {
                         let new = pid(status, "/standby_pid")?;

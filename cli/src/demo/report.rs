@@ -44,6 +44,8 @@ pub struct RunReport {
     pub dirty_pages_per_epoch: Percentiles,
     /// Epochs that began later than their interval says.
     pub epochs_late: u64,
+    /// The guest's clock beside the host's while it was protected.
+    pub guest_clock: ClockReport,
     /// The takeover.
     pub failover: FailoverReport,
     /// What the guest says.
@@ -64,6 +66,17 @@ pub struct GuestReport {
     pub machine: String,
     /// Its memory.
     pub memory_mib: u64,
+}
+
+/// How far two clocks came in the same time. Pauses stand still for the guest.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct ClockReport {
+    /// The host's clock.
+    pub host_ms: u64,
+    /// The guest's clock.
+    pub guest_ms: u64,
+    /// Guest seconds per host second.
+    pub rate: f64,
 }
 
 /// How the takeover went. Times are of one clock.
@@ -132,6 +145,7 @@ pub fn summary(report: &DemoReport) -> String {
             "pause to commit in us, p50 / p99",
             format!("{} / {}", us(|run| run.ack_us.p50), us(|run| run.ack_us.p99)),
         );
+        row("guest seconds per second", format!("{:.3}", median(&good, |run| run.guest_clock.rate)));
         let ms = |of: fn(&FailoverReport) -> f64| format!("{:.0}", median(&good, |run| of(&run.failover)));
         row("kill to running guest in ms", ms(|failover| failover.total_ms));
         row("  of it detection", ms(|failover| failover.detection_ms));

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::instance::{pid, state};
 use super::qemu::{Console, Machine, accelerator};
-use super::report::{FailoverReport, GuestCheck, GuestReport, Percentiles, RunReport};
+use super::report::{ClockReport, FailoverReport, GuestCheck, GuestReport, Percentiles, RunReport};
 use super::stage::Stage;
 use super::{DemoOptions, check_interrupted};
 use crate::exit::Failure;
@@ -92,6 +92,8 @@ fn protect_for_a_while(
     console: &mut Console,
     report: &mut RunReport,
 ) -> Result<Value, Failure> {
+    console.poll();
+    let (clock_started, clock_ms) = (Instant::now(), console.last.map_or(0, |report| report.clock_ms));
     let extra_ms = u64::from(random_u16()) % 1_000;
     let end = Instant::now() + Duration::from_secs_f64(options.seconds) + Duration::from_millis(extra_ms);
     while Instant::now() < end {
@@ -100,6 +102,10 @@ fn protect_for_a_while(
         let pause = end.saturating_duration_since(Instant::now());
         std::thread::sleep(pause.min(Duration::from_millis(100)));
     }
+    console.poll();
+    let host_ms = clock_started.elapsed().as_millis() as u64;
+    let guest_ms = console.last.map_or(0, |report| report.clock_ms) - clock_ms;
+    report.guest_clock = ClockReport { host_ms, guest_ms, rate: guest_ms as f64 / host_ms.max(1) as f64 };
     let protect = stage.protect.as_mut().expect("protect was started");
     let status = protect.wait_for("protected guest at the end", Duration::from_secs(5), |status| {
         (state(status) == "protected").then(|| status.clone())
