@@ -13,7 +13,10 @@ pub struct ReleaseToken {
 }
 
 impl ReleaseToken {
-    pub(crate) fn acked(through: GateMark, _proof: &AckProof) -> Self {
+    /// # Panics
+    /// If the proof is that of a message made here: only what a peer sent releases output.
+    pub(crate) fn acked(through: GateMark, proof: &AckProof) -> Self {
+        assert!(proof.is_decoded(), "output is released only against a peer's Ack or Welcome");
         Self { through, opens_gate: false }
     }
 

@@ -1,2 +1,105 @@
-//! The workload that runs inside demonstration guests.
-fn main() {}
+//! The workload inside demonstration guests: fills memory with pages that check themselves,
+//! rewrites them at a given rate, re-checks all of them without end, and prints a counter.
+//!
+//! Built as a static binary, so that it runs alone in an initramfs. Every line it prints has the
+//! form `romulus counter=N corrupt=N passes=N clock_ms=N`; after the first corrupt page also
+//! `romulus corrupt page=...` once for each.
+
+mod pages;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use pages::{Fault, PAGE_BYTES, Pages};
+
+/// Work is done in steps of this length.
+const STEP: Duration = Duration::from_millis(10);
+/// Pages are re-checked at this multiple of the rate at which they are rewritten, and at least
+/// [`MIN_CHECKS_PER_STEP`].
+const CHECKS_PER_WRITE: u64 = 2;
+const MIN_CHECKS_PER_STEP: u64 = 64;
+/// Corrupt pages described on the console at most.
+const MAX_FAULTS_PRINTED: u64 = 16;
+
+struct Settings {
+    check_mib: u64,
+    dirty_mib_per_second: f64,
+}
+
+impl Settings {
+    /// From `check_mib=N dirty_mib_per_second=X`; unknown words end the program.
+    fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut settings = Self { check_mib: 64, dirty_mib_per_second: 10.0 };
+        for word in words {
+            let (name, value) = word.split_once('=').ok_or(format!("'{word}' is not NAME=VALUE"))?;
+            let bad = |e: &dyn std::fmt::Display| format!("{name}={value}: {e}");
+            match name {
+                "check_mib" => settings.check_mib = value.parse().map_err(|e| bad(&e))?,
+                "dirty_mib_per_second" => {
+                    settings.dirty_mib_per_second = value.parse().map_err(|e| bad(&e))?;
+                }
+                _ => return Err(format!("unknown setting '{name}'")),
+            }
+        }
+        Ok(settings)
+    }
+}
+
+fn main() {
+    let settings = Settings::parse(std::env::args().skip(1)).unwrap_or_else(|e| {
+        eprintln!("romulus-guest-workload: {e}");
+        std::process::exit(2);
+    });
+    run(&settings);
+}
+
+fn run(settings: &Settings) -> ! {
+    let page_count = (settings.check_mib << 20) / PAGE_BYTES as u64;
+    let mut pages = Pages::filled(page_count as usize);
+    let mut faults = 0;
+    let mut counter: u64 = 0;
+    let mut owed_pages = 0.0;
+    let started = Instant::now();
+    let mut next_step = started;
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "romulus ready pages={page_count}");
+    loop {
+        owed_pages +=
+            settings.dirty_mib_per_second * STEP.as_secs_f64() * (1 << 20) as f64 / PAGE_BYTES as f64;
+        let writes = owed_pages as u64;
+        owed_pages -= writes as f64;
+        for _ in 0..writes {
+            pages.rewrite_one();
+        }
+        for _ in 0..(writes * CHECKS_PER_WRITE).max(MIN_CHECKS_PER_STEP) {
+            if let Some(fault) = pages.check_next() {
+                faults += 1;
+                if faults <= MAX_FAULTS_PRINTED {
+                    report(&mut out, &fault);
+                }
+            }
+        }
+        counter += 1;
+        let _ = writeln!(
+            out,
+            "romulus counter={counter} corrupt={faults} passes={} clock_ms={}",
+            pages.passes(),
+            started.elapsed().as_millis()
+        );
+        next_step += STEP;
+        let now = Instant::now();
+        if next_step > now {
+            std::thread::sleep(next_step - now);
+        } else {
+            next_step = now;
+        }
+    }
+}
+
+fn report(out: &mut impl Write, fault: &Fault) {
+    let _ = writeln!(
+        out,
+        "romulus corrupt page={} expected_version={} found_index={} found_version={} word={}",
+        fault.page, fault.expected_version, fault.found_index, fault.found_version, fault.word
+    );
+}

@@ -1,6 +1,12 @@
 //! Who may run the guest (I9): one record a guest, changed only by compare-and-swap. Safety uses
 //! no clocks; an arbiter that is down does not disturb protected running.
 
+pub mod claim;
+pub mod file;
+pub mod none;
+pub mod record_file;
+pub mod spec;
+
 use crate::ids::Generation;
 
 /// Who has the guest.
@@ -35,8 +41,40 @@ pub struct Record {
     pub ownership: Ownership,
     /// Grows by one with every swap.
     pub generation: Generation,
-    /// Random; names the swap that wrote the record, so that an unknown outcome can be re-read.
+    /// Names the swap that wrote the record, so that an unknown outcome can be re-read: random,
+    /// except that a `Protected` record carries [`crate::nonce::pairing`].
     pub nonce: u64,
+}
+
+impl Record {
+    /// The first record of a guest: `primary` runs it alone, generation 1, a random nonce.
+    pub fn first_solo(primary: &str) -> Result<Record, ArbiterError> {
+        let ownership = Ownership::Solo { primary: primary.to_owned() };
+        Ok(Record { ownership, generation: Generation(1), nonce: random_nonce()? })
+    }
+
+    /// The record that a swap from this one writes: one generation later, with this nonce.
+    pub fn successor(&self, ownership: Ownership, nonce: u64) -> Record {
+        Record { ownership, generation: self.generation.next(), nonce }
+    }
+
+    /// One sentence for people, without a full stop.
+    pub fn describe(&self) -> String {
+        let who = match &self.ownership {
+            Ownership::Protected { primary, backup } => {
+                format!("runs on {primary}, protected by {backup}")
+            }
+            Ownership::Solo { primary } => format!("runs on {primary}, unprotected"),
+            Ownership::Owned { backup } => format!("was taken over by {backup}"),
+            Ownership::Ended => "has ended and is not to be resumed".to_owned(),
+        };
+        format!("the guest {who} (generation {})", self.generation)
+    }
+}
+
+/// A random number that names one swap.
+pub fn random_nonce() -> Result<u64, ArbiterError> {
+    getrandom::u64().map_err(|error| ArbiterError(format!("no random numbers: {error}")))
 }
 
 /// How a swap ended.

@@ -3,6 +3,8 @@
 use arrayvec::ArrayVec;
 
 use super::AckProof;
+pub use super::decode::decode;
+pub use super::encode::encode;
 use crate::ids::{Epoch, FrameIndex, HomingSequence, Identity, PageIndex};
 use crate::layout::{ArenaShape, GuestLayout};
 
@@ -64,12 +66,13 @@ pub struct Welcome {
     pub homed_through: HomingSequence,
     /// The fabric's own parameters.
     pub fabric_answer: Vec<u8>,
-    /// Made by the decoder alone: covers the epochs up to `committed`.
+    /// Covers the epochs up to `committed`, if the message was decoded; [`AckProof::outgoing`]
+    /// in one that is made to be sent.
     pub proof: AckProof,
 }
 
 /// One homing: copy a page from the spare frame that holds it to its home.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Homing {
     /// The page.
     pub page: PageIndex,
@@ -144,7 +147,7 @@ pub enum Message {
         committed: Epoch,
         /// h.
         homed_through: HomingSequence,
-        /// Made by the decoder alone.
+        /// As in [`Welcome::proof`].
         proof: AckProof,
     },
     /// Primary: home these pages, numbered from `first_sequence` on.
@@ -199,14 +202,4 @@ pub enum DecodeError {
         /// The version found.
         theirs: u16,
     },
-}
-
-/// Appends the message's bytes to `out`. Does not allocate when `out` has room.
-pub fn encode(_identity: &Identity, _message: &Message, _out: &mut Vec<u8>) {
-    todo!("wire")
-}
-
-/// Reads exactly one message. Never panics, never allocates more than the limits say.
-pub fn decode(_bytes: &[u8]) -> Result<(Identity, Message), DecodeError> {
-    todo!("wire")
 }
