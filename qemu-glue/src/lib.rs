@@ -3,9 +3,12 @@
 
 pub mod discover;
 mod error;
+pub mod guest;
 mod process;
 pub mod qmp;
+pub mod state;
 pub mod stream;
 
 pub use error::QemuError;
+pub use guest::{GuestOptions, QemuGuest, SaveBy};
 pub use process::{Process, SharedMapping};

@@ -8,7 +8,7 @@ use romulus_checkpoint::wire::message::MachineIdentity;
 use super::{Inventory, names, ram};
 
 /// Options of the machine that say nothing about the guest's state.
-const MACHINE_HOST_SIDE: [&str; 15] = [
+const MACHINE_HOST_SIDE: &[&str] = &[
     "confidential-guest-support",
     "dtb",
     "dump-guest-core",
@@ -28,7 +28,7 @@ const MACHINE_HOST_SIDE: [&str; 15] = [
 ];
 
 /// Properties of devices that name something of the host, or a state and no configuration.
-const DEVICE_HOST_SIDE: [&str; 16] = [
+const DEVICE_HOST_SIDE: &[&str] = &[
     "audiodev",
     "chardev",
     "drive",

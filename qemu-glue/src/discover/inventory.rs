@@ -89,14 +89,14 @@ pub struct Inventory {
     pub machine: Vec<(String, String)>,
     /// Devices.
     pub devices: Vec<Device>,
-    /// Commands that this QEMU has and that matter here.
+    /// It has `xen-save-devices-state`.
     pub saves_devices: bool,
-    /// What the vCPU at 0 sees first: its address in the process, if QEMU says.
+    /// Where the process has the guest's physical address 0, if QEMU says.
     pub address_of_zero: Option<u64>,
 }
 
 impl Inventory {
-    /// Asks a QEMU. `own_socket` is the path of the monitor that is asked.
+    /// Asks a QEMU.
     pub fn take(client: &mut Client) -> Result<Self, QmpError> {
         let mut inventory = Self::default();
         inventory.take_version(client)?;
@@ -116,10 +116,7 @@ impl Inventory {
         let name = client.execute("query-name", json!({}))?;
         self.guest_name = name["name"].as_str().map(str::to_owned);
         let commands = client.execute("query-commands", json!({}))?;
-        let known = |wanted: &str| {
-            commands.as_array().is_some_and(|all| all.iter().any(|entry| entry["name"] == wanted))
-        };
-        self.saves_devices = known("xen-save-devices-state");
+        self.saves_devices = array(&commands).iter().any(|entry| entry["name"] == "xen-save-devices-state");
         Ok(())
     }
 

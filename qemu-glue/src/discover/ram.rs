@@ -107,13 +107,13 @@ pub fn locate(
     let holds = |mapping: &SharedMapping, address: u64| {
         (mapping.address..mapping.address + mapping.len_bytes).contains(&address)
     };
-    if let Some(address) = address_of_zero {
-        if !found.iter().any(|mapping| holds(mapping, address)) {
-            return Err(QemuError::failed(
-                "finding guest memory in QEMU's memory map",
-                "the guest's first page is in none of the shared mappings found",
-            ));
-        }
+    if let Some(address) = address_of_zero
+        && !found.iter().any(|mapping| holds(mapping, address))
+    {
+        return Err(QemuError::failed(
+            "finding guest memory in QEMU's memory map",
+            "the guest's first page is in none of the shared mappings found",
+        ));
     }
     Ok(found)
 }

@@ -40,7 +40,8 @@ impl Capabilities {
         }
         if !known_ignore_shared {
             return Err(QemuError::Refused(
-                "this QEMU cannot leave shared memory out of a saved state (x-ignore-shared, since 4.0)".into(),
+                "this QEMU cannot leave shared memory out of a saved state (x-ignore-shared, since 4.0)"
+                    .into(),
             ));
         }
         apply(client, before.iter().map(|(name, state)| (name.as_str(), !state)))?;

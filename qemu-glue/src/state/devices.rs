@@ -34,11 +34,9 @@ impl DeviceSaver {
         let what = "making the file for device state";
         let fail = |errno: rustix::io::Errno| QemuError::failed(what, errno);
         let length = usize::try_from(limit_bytes).map_err(|error| QemuError::failed(what, error))?;
-        let memfd = rustix::fs::memfd_create(
-            "romulus-device-state",
-            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-        )
-        .map_err(fail)?;
+        let memfd =
+            rustix::fs::memfd_create("romulus-device-state", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+                .map_err(fail)?;
         rustix::fs::ftruncate(&memfd, limit_bytes).map_err(fail)?;
         rustix::fs::fcntl_add_seals(&memfd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
             .map_err(fail)?;
@@ -70,8 +68,10 @@ impl DeviceSaver {
     }
 
     fn written(&mut self) -> Result<usize, QemuError> {
-        let offset =
-            self.writer.stream_position().map_err(|error| QemuError::failed("reading device state", error))?;
+        let offset = self
+            .writer
+            .stream_position()
+            .map_err(|error| QemuError::failed("reading device state", error))?;
         check_length(offset, self.limit_bytes)?;
         Ok(usize::try_from(offset).unwrap_or(usize::MAX))
     }
@@ -95,12 +95,12 @@ impl StateSaver for DeviceSaver {
             self.enqueue(client)?;
             client.flush()?;
         }
-        if let Some(ticket) = self.pending.take() {
-            if let Err(error) = client.wait(ticket, &self.command) {
-                // A full file is the one failure that has a better explanation.
-                self.written().and_then(|length| check_length(length as u64 + 1, self.limit_bytes))?;
-                return Err(error.into());
-            }
+        if let Some(ticket) = self.pending.take()
+            && let Err(error) = client.wait(ticket, &self.command)
+        {
+            // A full file is the one failure that has a better explanation.
+            self.written().and_then(|length| check_length(length as u64 + 1, self.limit_bytes))?;
+            return Err(error.into());
         }
         let length = self.written()?;
         let scratch = &mut self.scratch[..length];
@@ -112,19 +112,19 @@ impl StateSaver for DeviceSaver {
     }
 
     fn cancel(&mut self, client: &mut Client) {
-        if let Some(ticket) = self.pending.take() {
-            if let Err(error) = client.wait(ticket, &self.command) {
-                tracing::debug!(%error, "a state that was not wanted");
-            }
+        if let Some(ticket) = self.pending.take()
+            && let Err(error) = client.wait(ticket, &self.command)
+        {
+            tracing::debug!(%error, "a state that was not wanted");
         }
     }
 
     fn release(&mut self, client: &mut Client) {
         self.cancel(client);
-        if let Some(set) = self.descriptor_set.take() {
-            if let Err(error) = client.execute("remove-fd", json!({"fdset-id": set})) {
-                tracing::debug!(%error, "descriptor set left in QEMU; it goes with the connection");
-            }
+        if let Some(set) = self.descriptor_set.take()
+            && let Err(error) = client.execute("remove-fd", json!({"fdset-id": set}))
+        {
+            tracing::debug!(%error, "descriptor set left in QEMU; it goes with the connection");
         }
     }
 }
