@@ -68,7 +68,6 @@ pub(super) struct End {
     pub frozen: bool,
     /// Nothing this end posts from now on ever arrives.
     pub dead: bool,
-    pub last_marker: u64,
     pub completed: u64,
     pub bytes_written: u64,
     batches: VecDeque<Batch>,
@@ -89,7 +88,6 @@ impl End {
             dropped: false,
             frozen: false,
             dead: false,
-            last_marker: 0,
             completed: 0,
             bytes_written: 0,
             batches: VecDeque::from([Batch { marker: None, local_fragments: 0 }]),
@@ -115,8 +113,12 @@ impl End {
         }
     }
 
+    /// Whether writes posted before this marker are still in local memory.
+    pub(super) fn is_pending(&self, marker: u64) -> bool {
+        self.batches.iter().any(|batch| batch.marker == Some(marker))
+    }
+
     pub(super) fn count_marker(&mut self, marker: u64) {
-        self.last_marker = marker;
         if let Some(batch) = self.batches.back_mut() {
             batch.marker = Some(marker);
         }

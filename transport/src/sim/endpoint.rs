@@ -100,9 +100,8 @@ impl Endpoint for SimEndpoint {
         self.handle.with(|connection, _| {
             let end = connection.end_mut(side);
             check_open(end)?;
-            if marker <= end.last_marker || marker == u64::MAX {
-                let last = end.last_marker;
-                return Err(TransportError::Invalid(format!("marker {marker} after marker {last}")));
+            if end.is_pending(marker) {
+                return Err(TransportError::Invalid(format!("marker {marker} is still on its way")));
             }
             end.count_marker(marker);
             if !end.dead {
@@ -117,7 +116,7 @@ impl Endpoint for SimEndpoint {
         let reached = self.handle.network.wait(timeout, |state| {
             let end = state.connections.get(&id)?.end(side);
             match check_open(end) {
-                _ if end.completed >= marker => Some(Ok(end.completed)),
+                _ if !end.is_pending(marker) => Some(Ok(end.completed)),
                 Err(error) => Some(Err(error)),
                 Ok(()) => None,
             }
