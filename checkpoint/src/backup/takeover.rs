@@ -284,7 +284,7 @@ impl Backup {
     /// How the activation ended.
     pub fn handle_activated(&mut self, outcome: Result<(), String>, now: Time, actions: &mut Actions) {
         let _ = now;
-        if !self.takeover.take_if(|takeover| takeover.activating).is_some() {
+        if self.takeover.take_if(|takeover| takeover.activating).is_none() {
             return;
         }
         match outcome {
