@@ -1,6 +1,8 @@
 //! Linux facilities that the glues and the benchmarks share.
 
 pub mod guard;
+pub mod memory;
+pub mod pinning;
 pub mod tracking;
 
 use std::sync::Arc;
