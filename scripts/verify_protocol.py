@@ -221,7 +221,7 @@ class Image:
     placed: int = 0
     displaced: dict = field(default_factory=dict)      # page -> spare frame, map at A with homings up to h
     in_spares: dict = field(default_factory=dict)      # its inverse
-    unacked: dict = field(default_factory=dict)        # epoch -> [(page, frame)]
+    unacked: dict = field(default_factory=dict)        # epoch -> {page: frame}
     claimed: dict = field(default_factory=dict)        # frame -> epoch, targets of unacked epochs
     homings: dict = field(default_factory=dict)        # sequence -> (page, source), after h
     round: int = 0
@@ -266,17 +266,15 @@ class Image:
             free = frame not in busy and frame not in self.claimed and frame not in self.in_spares
             free = free and not (live and frame < pages and frame not in self.displaced)
             need(free, f"page {page} of epoch {epoch} in frame {frame}, which {self.why_used(frame)} uses")
-        self.unacked[epoch] = targets
+        self.unacked[epoch] = dict(targets)
         self.claimed.update((frame, epoch) for frame in seen)
         self.placed = epoch
 
     def newest(self, page, through=None):
         """The newest frame of a page among the epochs placed (up to `through`)."""
         for epoch in sorted(self.unacked, reverse=True):
-            if through is None or epoch <= through:
-                for at, frame in self.unacked[epoch]:
-                    if at == page:
-                        return frame
+            if (through is None or epoch <= through) and page in self.unacked[epoch]:
+                return self.unacked[epoch][page]
         return self.displaced.get(page, page)
 
     def ask_homing(self, sequence, page, source):
@@ -310,9 +308,9 @@ class Image:
                 del self.displaced[page], self.in_spares[source]
 
     def enter(self, targets):
-        for page, frame in targets:
+        for frame in targets.values():
             del self.claimed[frame]
-        for page, frame in targets:
+        for page, frame in targets.items():
             old = self.displaced.pop(page, None)
             if old is not None:
                 del self.in_spares[old]
