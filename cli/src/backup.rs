@@ -12,12 +12,12 @@ use romulus_checkpoint::arbiter::spec::ArbiterSpec;
 use romulus_checkpoint::driver::backup::{
     BackupDriver, BackupHandle, BackupOptions as DriverOptions, BackupOutcome, BackupParts, BackupStatus,
 };
+use romulus_checkpoint::wire::record::Role;
 use romulus_host::memory::{HostArenas, available_bytes};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_qemu::{QemuStandby, StandbyInfo, StandbyOptions};
-use romulus_transport::tcp::TcpFabric;
 
-use crate::control::{Answer, ControlSocket, Request, default_path};
+use crate::control::{Answer, ControlSocket, Request, default_path, runtime_dir};
 use crate::exit::{Code, Failure};
 use crate::fabric;
 use crate::protect::resolve;
@@ -65,14 +65,12 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
     driver.machine.heartbeat_every = options.common.heartbeat_every();
     driver.machine.suspect_after = options.common.suspect_after(SUSPECT_AFTER_MS)?;
     driver.machine.takeover_automatic = automatic;
-    driver.record = options.common.record.clone();
 
-    let standby = QemuStandby::new(StandbyOptions::new(arguments))
-        .map_err(|e| Failure::usage(format!("--standby: {e}")))?;
+    let standby = QemuStandby::new(StandbyOptions::new(arguments, runtime_dir()));
     let info = standby.info();
     let moves = if automatic { AutomaticMoves::AcceptSplitBrain } else { AutomaticMoves::Solo };
     let arbiter = arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
-    let fabric = Arc::new(TcpFabric::new(fabric::tcp_config(&options.common, &pinner)?));
+    let fabric = fabric::open(&options.common, &pinner, Role::Backup)?;
     let mut parts = BackupParts::new(fabric, Box::new(standby), Box::new(HostArenas::new()), arbiter);
     let callback = pinner.callback();
     parts.threads = Arc::new(move |thread: &str| callback(thread));

@@ -17,11 +17,11 @@ use romulus_checkpoint::driver::primary::{
     Watermark,
 };
 use romulus_checkpoint::guest::Guest;
+use romulus_checkpoint::wire::record::Role;
 use romulus_host::guard::{GuardHandle, PauseFlag};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::tracking::TrackingOptions;
 use romulus_qemu::{GuestOptions, QemuGuest};
-use romulus_transport::tcp::TcpFabric;
 
 use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
@@ -181,7 +181,6 @@ fn driver_options(
     driver.staging_bytes = options.staging_mib.unwrap_or(64).max(1) << 20;
     driver.copy_workers = options.copy_threads.unwrap_or(0);
     driver.spin = options.common.spin();
-    driver.record = options.common.record.clone();
     driver.watermark = match options.watermark_pages.unwrap_or(0) {
         0 => None,
         pages => Some(Watermark { pages, check_every: driver.machine.interval / 4 }),
@@ -219,7 +218,7 @@ fn start_driver(
 ) -> Result<PrimaryHandle, Failure> {
     let moves = AutomaticMoves::Solo;
     let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
-    let fabric = Arc::new(TcpFabric::new(fabric::tcp_config(&options.common, &plan.pinner)?));
+    let fabric = fabric::open(&options.common, &plan.pinner, Role::Primary)?;
     let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
     let pinner = plan.pinner.clone();
     parts.threads = Arc::new(move |thread: &str| pinner.started(thread));
