@@ -63,7 +63,13 @@ impl ArbiterModel {
     }
 
     /// Lets the request go on; returns its answer when it is told.
-    pub fn go_on(&mut self, request: &mut Request, now: Time, rng: &mut Rng, oracle: &mut Oracle) -> Option<Answer> {
+    pub fn go_on(
+        &mut self,
+        request: &mut Request,
+        now: Time,
+        rng: &mut Rng,
+        oracle: &mut Oracle,
+    ) -> Option<Answer> {
         if request.outcome.is_none() && request.effect_at <= now {
             request.outcome = Some(self.take_effect(request, rng, oracle));
         }
@@ -95,7 +101,12 @@ impl ArbiterModel {
         }
     }
 
-    fn compare_and_swap(&mut self, expected: Option<&Record>, new: &Record, oracle: &mut Oracle) -> SwapOutcome {
+    fn compare_and_swap(
+        &mut self,
+        expected: Option<&Record>,
+        new: &Record,
+        oracle: &mut Oracle,
+    ) -> SwapOutcome {
         if self.record.as_ref() == Some(new) {
             return SwapOutcome::Won;
         }

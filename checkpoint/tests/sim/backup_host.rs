@@ -1,6 +1,6 @@
 //! The backup's host: the process that stands ready, and the guest once it runs here.
 
-use romulus_checkpoint::Time;
+use romulus_checkpoint::{Epoch, Time};
 use romulus_checkpoint::backup::BackupState;
 
 use super::backup_process::BackupProcess;
@@ -15,8 +15,6 @@ pub struct BackupHost {
     pub survivor: bool,
     /// A takeover began here and came to nothing.
     pub failed_takeover: bool,
-    /// A committed image was lost with its process.
-    pub lost_image: bool,
     start_at: Option<Time>,
     pub hangs_until: Time,
 }
@@ -28,7 +26,6 @@ impl BackupHost {
             alive: true,
             survivor: false,
             failed_takeover: false,
-            lost_image: false,
             start_at: Some(env.now),
             hangs_until: env.now,
         }
@@ -47,6 +44,9 @@ impl BackupHost {
         let stepped = process.step(env);
         self.survivor |= process.activated;
         self.failed_takeover |= process.activation_failed;
+        if process.machine.committed() == Epoch(0) {
+            env.oracle.image_gone();
+        }
         match stepped {
             Ok(progress) => {
                 let over = matches!(process.machine.state(), BackupState::Active | BackupState::Ended);
@@ -82,7 +82,6 @@ impl BackupHost {
         env.trace(|| format!("backup: process crashes at point {points}"));
         env.oracle.stats.crashes += 1;
         self.failed_takeover |= process.machine.state() == BackupState::TakingOver;
-        self.lost_image |= env.oracle.committed.is_some();
         process.die(env);
         env.oracle.image_gone();
         let again = !env.faulty || env.rng.percent(env.scenario.restart_percent);

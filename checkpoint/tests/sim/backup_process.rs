@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use romulus_checkpoint::arbiter::Record;
-use romulus_checkpoint::backup::{Actions, Admission, Backup, BackupAction, BackupConfig, BackupState, Refusal};
+use romulus_checkpoint::backup::{
+    Actions, Admission, Backup, BackupAction, BackupConfig, BackupState, Refusal,
+};
 use romulus_checkpoint::placement::committed::HomingCopy;
 use romulus_checkpoint::wire::message::{ErrorCode, Hello, Message, decode};
 use romulus_checkpoint::wire::slot;
@@ -208,7 +209,9 @@ impl BackupProcess {
         }
         for (mut channel, until) in std::mem::take(&mut self.strangers) {
             match channel.receive(Duration::ZERO) {
-                Err(TransportError::TimedOut { .. }) if env.now < until => self.strangers.push((channel, until)),
+                Err(TransportError::TimedOut { .. }) if env.now < until => {
+                    self.strangers.push((channel, until))
+                }
                 Err(_) => progress = Progress::Some,
                 Ok(bytes) => {
                     progress = Progress::Some;
@@ -291,7 +294,9 @@ impl BackupProcess {
         if !self.machine.quiesce_homing() || self.homing.is_some() {
             return Ok(Progress::None);
         }
-        let (Some(mut guest), Some(image)) = (self.guest.take(), &self.image) else { return Ok(Progress::Some) };
+        let (Some(mut guest), Some(image)) = (self.guest.take(), &self.image) else {
+            return Ok(Progress::Some);
+        };
         self.check_image(env);
         let Ok(fabric_answer) = guest.channel.answer(&guest.hello.fabric_offer, image.arena()) else {
             // The stranger is gone; the machine waits for the next Hello.
@@ -348,7 +353,6 @@ impl BackupProcess {
             BackupAction::CloseConnection(why) => self.disconnect(&why, env)?,
             BackupAction::Fence => unreachable!("handled above"),
             BackupAction::Swap { expected, new } => {
-                self.check_swap(&new, env);
                 let request = env.arbiter.ask(Kind::Swap { expected, new }, env.now, &mut env.rng);
                 self.asked.push_back(request);
             }
@@ -506,9 +510,11 @@ impl BackupProcess {
         env.oracle.activated(granted);
         if let (Some(image), Some(committed)) = (&self.image, &env.oracle.committed) {
             if committed.epoch != epoch {
-                env.oracle.violate("I2", format!("epoch {epoch} was activated, {} committed", committed.epoch));
+                env.oracle
+                    .violate("I2", format!("epoch {epoch} was activated, {} committed", committed.epoch));
             } else if let Some(page) = image.wrong_home(&committed.snapshot) {
-                env.oracle.violate("I2", format!("page {page} of the activated guest is not epoch {epoch}'s"));
+                env.oracle
+                    .violate("I2", format!("page {page} of the activated guest is not epoch {epoch}'s"));
             }
         }
         self.activated = true;
@@ -561,14 +567,6 @@ impl BackupProcess {
             && image.touches(offset, len_bytes, &running.copy)
         {
             env.oracle.violate("I3", format!("a write landed in a running homing {:?}", running.copy));
-        }
-    }
-
-    /// I6 and I9: a swap to `Owned` is asked for after the fence alone.
-    fn check_swap(&self, new: &Record, env: &mut Env) {
-        let takes = matches!(new.ownership, romulus_checkpoint::arbiter::Ownership::Owned { .. });
-        if takes && self.link.is_some() {
-            env.oracle.violate("I6", "the record is asked for before the fence".into());
         }
     }
 

@@ -25,14 +25,37 @@ enum Stage {
     #[default]
     Idle,
     /// Copying a round's pages; the guest runs.
-    Round { job: Job, pages: Vec<u64>, dirty: Vec<Extent> },
+    Round {
+        job: Job,
+        pages: Vec<u64>,
+        dirty: Vec<Extent>,
+    },
     /// The sender has the round.
-    RoundAway { round: u64, dirty: Vec<Extent> },
-    Save { last: bool },
-    Collect { last: bool, state: Vec<u8>, early: Option<Vec<Extent>> },
-    Place { last: bool, state: Vec<u8>, dirty: Vec<Extent> },
-    Copy { last: bool, job: Job, pages: Vec<(u64, u64)> },
-    Resume { job: Option<Job> },
+    RoundAway {
+        round: u64,
+        dirty: Vec<Extent>,
+    },
+    Save {
+        last: bool,
+    },
+    Collect {
+        last: bool,
+        state: Vec<u8>,
+        early: Option<Vec<Extent>>,
+    },
+    Place {
+        last: bool,
+        state: Vec<u8>,
+        dirty: Vec<Extent>,
+    },
+    Copy {
+        last: bool,
+        job: Job,
+        pages: Vec<(u64, u64)>,
+    },
+    Resume {
+        job: Option<Job>,
+    },
 }
 
 impl Capture {

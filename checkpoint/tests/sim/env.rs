@@ -52,7 +52,7 @@ impl Env {
             fabric: network.fabric(),
             network,
             arbiter: ArbiterModel::new(scenario.arbiter_delay_us, unknown, unknown_is_won),
-            oracle: Oracle { gate_open: true, ..Oracle::default() },
+            oracle: Oracle::new(),
             faulty: true,
             points: [0, 0],
             trace: Vec::new(),

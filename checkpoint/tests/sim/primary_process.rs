@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use romulus_checkpoint::arbiter::Record;
-use romulus_checkpoint::primary::{Actions, Primary, PrimaryAction, PrimaryConfig, PrimaryReport, PrimaryState};
+use romulus_checkpoint::primary::{
+    Actions, Primary, PrimaryAction, PrimaryConfig, PrimaryReport, PrimaryState,
+};
 use romulus_checkpoint::wire::message::{ByeReason, MachineIdentity, Message};
 use romulus_checkpoint::{ConnectionNumber, SessionId, Time};
 use romulus_transport::{Channel, Endpoint, Event, Fabric, MessageBuffer, RegionId, TransportError};
@@ -161,10 +163,10 @@ impl PrimaryProcess {
         Ok(Progress::Some)
     }
 
-    /// An honest peer never makes one of these.
+    /// An honest peer never makes one of these; it may give up, and says so.
     fn peer_fault(&mut self, why: &str, env: &mut Env) -> Result<(), Crashed> {
         env.trace(|| format!("primary: peer fault: {why}"));
-        if env.plan.mutant == Mutant::None {
+        if env.plan.mutant == Mutant::None && !why.starts_with("the backup gives up") {
             env.oracle.violate("protocol", format!("the primary finds fault with the backup: {why}"));
         }
         self.disconnect(why, env)

@@ -256,13 +256,11 @@ impl World {
                 Some(process) => process.request_takeover(env).is_ok(),
                 None => false,
             },
-            Deed::Stop => {
-                self.primary.process.as_mut().is_some_and(|process| {
-                    process.request_stop(env);
-                    self.stopped = true;
-                    true
-                })
-            }
+            Deed::Stop => self.primary.process.as_mut().is_some_and(|process| {
+                process.request_stop(env);
+                self.stopped = true;
+                true
+            }),
             Deed::StopBackup => self.backup.process.as_mut().is_some_and(|process| {
                 process.request_stop(env);
                 true
@@ -316,7 +314,7 @@ impl World {
         let quiet = self.primary.is_quiet() && self.backup_is_quiet();
         let excused = guest == Run::Ended
             || self.backup.failed_takeover
-            || self.backup.lost_image
+            || self.env.oracle.committed.is_none()
             || !self.backup.alive
             || !matches!(
                 self.env.oracle.record.as_ref().map(|record| &record.ownership),
