@@ -1,7 +1,7 @@
 //! The backup's host: the process that stands ready, and the guest once it runs here.
 
-use romulus_checkpoint::{Epoch, Time};
 use romulus_checkpoint::backup::BackupState;
+use romulus_checkpoint::{Epoch, Time};
 
 use super::backup_process::BackupProcess;
 use super::env::{Env, Progress};

@@ -40,6 +40,7 @@ pub struct GuestModel {
     last_version: u64,
     working_set: u64,
     burst_percent: u64,
+    calm: bool,
 }
 
 impl GuestModel {
@@ -55,6 +56,7 @@ impl GuestModel {
             last_version: 0,
             working_set: scenario.working_set,
             burst_percent: scenario.burst_percent,
+            calm: false,
         };
         for page in 0..pages {
             if rng.percent(90) {
@@ -62,6 +64,11 @@ impl GuestModel {
             }
         }
         guest
+    }
+
+    /// From now on an epoch is never too large, however few spares there are.
+    pub fn calm_down(&mut self) {
+        self.calm = true;
     }
 
     fn write_page(&mut self, page: u64) {
@@ -79,7 +86,9 @@ impl GuestModel {
             self.sent += 1;
             return Some(self.sent - 1);
         }
-        if rng.percent(self.burst_percent) {
+        if self.calm {
+            self.write_page(0);
+        } else if rng.percent(self.burst_percent) {
             for page in 0..pages {
                 if rng.percent(70) {
                     self.write_page(page);
@@ -109,7 +118,7 @@ impl GuestModel {
 
     /// Saves the state; may write guest memory.
     pub fn save_state(&mut self, rng: &mut Rng) -> Vec<u8> {
-        if rng.percent(30) {
+        if !self.calm && rng.percent(30) {
             self.write_page(rng.below(self.versions.len() as u64));
         }
         let mut state = self.sent.to_le_bytes().to_vec();

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use romulus_checkpoint::Time;
+use romulus_checkpoint::arbiter::Ownership;
 use romulus_checkpoint::backup::BackupState;
+use romulus_checkpoint::nonce::pairing;
 use romulus_checkpoint::primary::PrimaryState;
 use romulus_checkpoint::wire::message::ByeReason;
+use romulus_checkpoint::{Identity, Time};
 use romulus_transport::sim::{Side, Step};
 use romulus_transport::{CloseReason, Fabric};
 
@@ -228,6 +230,7 @@ impl World {
     fn heal(&mut self) {
         let env = &mut self.env;
         env.trace(|| "all faults end".into());
+        self.primary.guest.calm_down();
         env.faulty = false;
         env.arbiter.up = true;
         env.arbiter.unknown_percent = 0;
@@ -314,19 +317,27 @@ impl World {
         let quiet = self.primary.is_quiet() && self.backup_is_quiet();
         let excused = guest == Run::Ended
             || self.backup.failed_takeover
-            || self.env.oracle.committed.is_none()
             || !self.backup.alive
-            || !matches!(
-                self.env.oracle.record.as_ref().map(|record| &record.ownership),
-                Some(romulus_checkpoint::arbiter::Ownership::Protected { .. })
-            )
-            || !self.env.scenario.takeover_automatic;
+            || !self.env.scenario.takeover_automatic
+            || !self.was_protected();
         (quiet && excused).then_some(if guest == Run::Ended { "ended" } else { "lost" })
+    }
+
+    /// Whether the record names the image that the backup holds.
+    fn was_protected(&self) -> bool {
+        let (Some(record), Some(committed)) = (&self.env.oracle.record, &self.env.oracle.committed) else {
+            return false;
+        };
+        let Identity { session, incarnation, .. } = committed.identity;
+        let protected = matches!(record.ownership, Ownership::Protected { .. });
+        protected && record.nonce == pairing(session, incarnation)
     }
 
     fn backup_is_quiet(&self) -> bool {
         self.backup.process.as_ref().is_none_or(|process| {
-            process.is_idle() && !matches!(process.machine.state(), BackupState::TakingOver)
+            let state = process.machine.state();
+            // A backup whose image the record does not name looks at it now and then.
+            state == BackupState::Solo || state != BackupState::TakingOver && process.is_idle()
         })
     }
 
@@ -344,9 +355,10 @@ impl World {
                 let commits = stats.commits >= self.commits_at_heal + EPOCHS_AFTER;
                 (commits && released).then_some("protected")
             }
-            _ if !self.backup.will_serve() => {
-                let waits = !self.env.scenario.solo_automatic;
-                (waits || self.primary.speaks() && released).then_some("alone")
+            _ if !self.backup.will_serve() && self.primary.speaks() && released => Some("alone"),
+            // Its image is gone, and nobody but the operator may say that the guest goes on alone.
+            PrimaryState::Protected if !self.env.scenario.solo_automatic && !self.was_protected() => {
+                Some("waiting for an operator")
             }
             _ => None,
         }
