@@ -3,6 +3,7 @@
 use std::process::{Command, ExitCode};
 
 use romulus_host::guard::{GuardHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess};
+use romulus_qemu::QemuHandle;
 
 use crate::exit::Failure;
 
@@ -31,6 +32,28 @@ struct QemuParts;
 impl GuardParts for QemuParts {
     fn guest(&self, spec: &GuardSpec, process: Option<GuestProcess>) -> Result<Box<dyn GuestHandle>, String> {
         let process = process.ok_or("the guest's process is not known")?;
-        Ok(Box::new(romulus_qemu::GuardedQemu::new(&spec.access, process)))
+        let pid = i32::try_from(process.pid()).map_err(|e| e.to_string())?;
+        let qemu = QemuHandle::new(&spec.access, pid).map_err(|e| e.to_string())?;
+        Ok(Box::new(GuardedQemu { qemu, process }))
+    }
+}
+
+/// A QEMU guest; whether it lives is asked of the descriptor that was opened when it certainly did.
+struct GuardedQemu {
+    qemu: QemuHandle,
+    process: GuestProcess,
+}
+
+impl GuestHandle for GuardedQemu {
+    fn alive(&mut self) -> bool {
+        self.process.is_alive()
+    }
+
+    fn resume_if_paused(&mut self) -> Result<(), String> {
+        self.qemu.resume_if_paused().map_err(|e| e.to_string())
+    }
+
+    fn destroy(&mut self) -> Result<(), String> {
+        self.process.kill().map_err(|e| e.to_string())
     }
 }

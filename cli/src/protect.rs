@@ -224,8 +224,8 @@ fn start_driver(
     parts.threads = Arc::new(move |thread: &str| pinner.started(thread));
     let flag = guard.map_or_else(PauseFlag::unwatched, GuardHandle::pause_flag);
     parts.pause_flag = Arc::new(move |paused| if paused { flag.raise() } else { flag.lower() });
-    let staging_bytes = usize::try_from(driver.staging_bytes)
-        .map_err(|e| Failure::usage(format!("--staging-mib: {e}")))?;
+    let staging_bytes =
+        usize::try_from(driver.staging_bytes).map_err(|e| Failure::usage(format!("--staging-mib: {e}")))?;
     let staging = romulus_host::memory::staging(staging_bytes)
         .map_err(|e| Failure::failed(format!("allocating {} MiB of staging: {e}", staging_bytes >> 20)))?;
     parts.staging = Some(staging);
