@@ -3,7 +3,7 @@
 use crate::ids::{FrameIndex, PageIndex};
 
 /// A run of consecutive pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Extent {
     /// The first page.
     pub first: PageIndex,
@@ -12,7 +12,7 @@ pub struct Extent {
 }
 
 /// A run of consecutive pages and the run of consecutive frames they are placed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Transfer {
     /// The first page.
     pub first_page: PageIndex,

@@ -29,7 +29,7 @@ impl GuestLayout {
 
 /// The arena: `pages` home frames, `spares` spare frames, then `slots` commit slots of
 /// `slot_bytes` each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ArenaShape {
     /// P, the guest's pages and so the home frames.
     pub pages: u64,

@@ -15,6 +15,7 @@ pub mod guest;
 pub mod ids;
 pub mod layout;
 pub mod metrics;
+pub mod nonce;
 pub mod placement;
 pub mod primary;
 pub mod release;

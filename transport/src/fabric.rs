@@ -140,10 +140,12 @@ pub trait Endpoint: Send + Sync {
     /// until [`completed`](Self::completed) has reached the next marker. A write that leaves the
     /// local region or the peer's arena is refused before anything is posted.
     fn write(&self, writes: &[Write]) -> Result<(), TransportError>;
-    /// Puts a marker last on every data stream. Numbers grow by any step.
+    /// Puts a marker last on every data stream. The number is the caller's and need not grow;
+    /// one that is still on its way (see [`completed`](Self::completed)) is refused.
     fn mark(&self, marker: u64) -> Result<(), TransportError>;
-    /// The highest marker before which all writes have left local memory; waits up to `timeout`
-    /// for it to reach `marker`.
+    /// The last marker, in the order posted, before which all writes have left local memory (0:
+    /// none has); waits up to `timeout` until `marker`, posted before, is that one or an earlier
+    /// one.
     fn completed(&self, marker: u64, timeout: Duration) -> Result<u64, TransportError>;
     /// Sends a message of at most [`MAX_MESSAGE_BYTES`].
     fn send(&self, message: &[u8]) -> Result<(), TransportError>;

@@ -41,7 +41,8 @@ pub struct Record {
     pub ownership: Ownership,
     /// Grows by one with every swap.
     pub generation: Generation,
-    /// Random; names the swap that wrote the record, so that an unknown outcome can be re-read.
+    /// Names the swap that wrote the record, so that an unknown outcome can be re-read: random,
+    /// except that a `Protected` record carries [`crate::nonce::pairing`].
     pub nonce: u64,
 }
 

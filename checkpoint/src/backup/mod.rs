@@ -23,6 +23,11 @@ pub struct BackupConfig {
     pub takeover_automatic: bool,
     /// Largest arena this host lends, in bytes.
     pub max_arena_bytes: u64,
+    /// Whether the record is shared with the primary. False with arbiter `none`, where a missing
+    /// record says nothing; with a shared arbiter it means that the two sides ask different ones.
+    pub shared_arbiter: bool,
+    /// Seeds the nonces of this machine's records; random for each machine.
+    pub nonce_seed: u64,
 }
 
 /// Where the backup stands.

@@ -35,6 +35,12 @@ pub struct PrimaryConfig {
     pub solo_automatic: bool,
     /// Below this many free spares homings are asked for.
     pub low_water_spares: u64,
+    /// Whether the record is shared with the backup. False with arbiter `none`, whose swaps say
+    /// nothing about the other side: a planned failover is then only believed to have happened,
+    /// or not, on the backup's word.
+    pub shared_arbiter: bool,
+    /// Seeds the nonces of this machine's records; random for each machine.
+    pub nonce_seed: u64,
 }
 
 /// Where the primary stands.
@@ -110,7 +116,8 @@ pub enum PrimaryAction {
     Send(Identity, Message),
     /// Give to the output gate.
     Release(ReleaseToken),
-    /// Begin to hold output.
+    /// Begin to hold output, then call [`Primary::handle_held`]: no checkpoint is asked for
+    /// before. Carried out in order with [`Release`](Self::Release), across threads too.
     HoldOutput,
     /// Close the connection for good, then call [`Primary::handle_disconnected`].
     CloseConnection(String),
@@ -125,6 +132,8 @@ pub enum PrimaryAction {
     ReadRecord,
     /// The backup owns the guest: destroy it here.
     DestroyGuest,
+    /// A planned failover came to nothing: the guest, paused by a last checkpoint, runs on here.
+    ResumeGuest,
     /// Worth telling people: states, overflows, why.
     Report(PrimaryReport),
 }
@@ -238,6 +247,10 @@ impl Primary {
         now: Time,
         actions: &mut Actions,
     ) {
+        todo!("machine")
+    }
+    /// How [`PrimaryAction::HoldOutput`] ended; once for each.
+    pub fn handle_held(&mut self, outcome: Result<(), String>, now: Time, actions: &mut Actions) {
         todo!("machine")
     }
     /// What the capture thread is to do.

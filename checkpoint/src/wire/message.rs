@@ -72,7 +72,7 @@ pub struct Welcome {
 }
 
 /// One homing: copy a page from the spare frame that holds it to its home.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Homing {
     /// The page.
     pub page: PageIndex,

@@ -42,6 +42,9 @@ impl BackupOptions {
                 suspect_after: Duration::from_millis(250),
                 takeover_automatic: true,
                 max_arena_bytes,
+                shared_arbiter: true,
+                // Records differ by session and generation already.
+                nonce_seed: 0,
             },
             listen,
             homing_threads: 1,

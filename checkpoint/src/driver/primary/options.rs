@@ -97,6 +97,8 @@ impl PrimaryOptions {
                 sync_max_rounds: 30,
                 solo_automatic: true,
                 low_water_spares: spares / 2,
+                shared_arbiter: true,
+                nonce_seed: random_nonce()?,
             },
             peer,
             spares,

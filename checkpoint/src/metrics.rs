@@ -1,1 +1,0 @@
-//! What was measured, phase by phase, in HDR histograms.

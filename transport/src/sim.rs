@@ -1,1 +1,0 @@
-//! The deterministic in-memory fabric.
