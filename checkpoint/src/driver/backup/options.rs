@@ -7,7 +7,7 @@ use std::time::Duration;
 use romulus_transport::Fabric;
 
 use super::arena::ArenaProvider;
-use crate::arbiter::Arbiter;
+use crate::arbiter::{Arbiter, ArbiterError, random_nonce};
 use crate::backup::BackupConfig;
 use crate::driver::threads::{NoThreadSetup, ThreadSetup};
 use crate::standby::Standby;
@@ -33,9 +33,9 @@ pub struct BackupOptions {
 
 impl BackupOptions {
     /// Defaults for the host named `host`: suspicion after 250 ms, automatic takeover, arenas of
-    /// up to `max_arena_bytes`.
-    pub fn new(host: &str, listen: SocketAddr, max_arena_bytes: u64) -> Self {
-        Self {
+    /// up to `max_arena_bytes`, an arbiter that both sides share.
+    pub fn new(host: &str, listen: SocketAddr, max_arena_bytes: u64) -> Result<Self, ArbiterError> {
+        Ok(Self {
             machine: BackupConfig {
                 host: host.to_owned(),
                 heartbeat_every: Duration::from_millis(20),
@@ -52,7 +52,7 @@ impl BackupOptions {
             handshake_timeout: Duration::from_secs(5),
             max_handshakes: 8,
             check_standby_every: Duration::from_secs(1),
-        }
+        })
     }
 }
 

@@ -58,6 +58,11 @@ impl Staging {
         Some(Span { end, ..span })
     }
 
+    /// The end of the span taken last.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Everything up to the span that ends here may be taken again.
     pub fn release(&self, end: u64) {
         self.released.fetch_max(end, Ordering::Release);
