@@ -20,6 +20,17 @@ struct Word {
     homing: u64,
 }
 
+impl Word {
+    fn put(&mut self, reason: Reason, mask: u64, holds: bool) {
+        let bits = match reason {
+            Reason::Moved => &mut self.moved,
+            Reason::Claimed => &mut self.claimed,
+            Reason::Homing => &mut self.homing,
+        };
+        *bits = if holds { *bits | mask } else { *bits & !mask };
+    }
+}
+
 /// All homes, or all spares. Zeroed words describe the fresh arena, so that the operating system
 /// backs only the parts of a large guest that are ever displaced: 3 bits a frame at most.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -103,7 +114,7 @@ impl Frames {
 
     /// Sets or clears a reason of one frame.
     pub fn put(&mut self, reason: Reason, frame: u64, holds: bool) {
-        self.put_run(reason, frame, 1, holds);
+        self.words[(frame / 64) as usize].put(reason, 1 << (frame % 64), holds);
     }
 
     /// Sets or clears a reason of a run of frames.
@@ -113,17 +124,7 @@ impl Frames {
         while at < end {
             let here = (64 - at % 64).min(end - at);
             let mask = (!0 >> (64 - here)) << (at % 64);
-            let word = &mut self.words[(at / 64) as usize];
-            let bits = match reason {
-                Reason::Moved => &mut word.moved,
-                Reason::Claimed => &mut word.claimed,
-                Reason::Homing => &mut word.homing,
-            };
-            if holds {
-                *bits |= mask;
-            } else {
-                *bits &= !mask;
-            }
+            self.words[(at / 64) as usize].put(reason, mask, holds);
             at += here;
         }
     }

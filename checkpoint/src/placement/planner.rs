@@ -48,6 +48,14 @@ struct Unacked {
     transfers: Vec<Transfer>,
 }
 
+/// Spares claimed for the epoch being placed and not yet given to pages.
+struct SpareRun {
+    first: u64,
+    count: u64,
+    /// Spares to be claimed beyond these.
+    needed: u64,
+}
+
 /// Knows the map at the last acked epoch A, the unacked epochs and the outstanding homings.
 ///
 /// Memory: 3 bits for each home (touched only where pages are displaced) and about 25 bytes for
@@ -131,23 +139,30 @@ impl Planner {
     ) -> Result<(), NotPlaced> {
         debug_assert!(self.last_placed().is_none_or(|last| epoch == last.next()));
         debug_assert!(dirty.windows(2).all(|pair| pair[0].first.0 + pair[0].pages <= pair[1].first.0));
-        self.reserve(dirty)?;
+        let mut spares = SpareRun { first: 0, count: 0, needed: self.reserve(dirty)? };
         let mut list = self.pool.pop().unwrap_or_default();
         for extent in dirty {
-            self.place_extent(extent, &mut list);
+            self.place_extent(extent, &mut spares, &mut list);
         }
+        debug_assert_eq!((spares.count, spares.needed), (0, 0));
         self.wanted_spares = 0;
         transfers.extend_from_slice(&list);
         self.unacked.push_back(Unacked { epoch, transfers: list });
         Ok(())
     }
 
-    /// Whether the epoch can be placed now.
-    fn reserve(&mut self, dirty: &[Extent]) -> Result<(), NotPlaced> {
+    /// Whether the epoch can be placed now, and how many spares it needs.
+    fn reserve(&mut self, dirty: &[Extent]) -> Result<u64, NotPlaced> {
         let mut pages = 0;
         let mut needed = 0;
         for extent in dirty {
             pages += extent.pages;
+            if extent.pages == 1 {
+                // Without a branch on what is read, so that the misses of scattered pages of a
+                // large guest overlap.
+                needed += u64::from(!self.goes_home(extent.first.0));
+                continue;
+            }
             let mut done = 0;
             while done < extent.pages {
                 let (home, run) = self.home_run(extent.first.0 + done, extent.pages - done);
@@ -169,7 +184,12 @@ impl Planner {
         if self.unacked.len() as u64 + 1 >= self.shape.slots {
             return Err(NotPlaced::Later);
         }
-        Ok(())
+        Ok(needed)
+    }
+
+    /// Whether a page's home may be written.
+    fn goes_home(&self, page: u64) -> bool {
+        !self.shape.copy_only_homes & !self.homes.is_used(page, self.live())
     }
 
     /// Whether pages from `page` on go home, and how many (at most `limit`) are alike.
@@ -186,11 +206,14 @@ impl Planner {
         self.acked.is_some() || !self.unacked.is_empty()
     }
 
-    fn place_extent(&mut self, extent: &Extent, transfers: &mut Vec<Transfer>) {
+    fn place_extent(&mut self, extent: &Extent, spares: &mut SpareRun, transfers: &mut Vec<Transfer>) {
         let end = extent.first.0 + extent.pages;
         let mut page = extent.first.0;
         while page < end {
-            let (home, run) = self.home_run(page, end - page);
+            let (home, run) = match end - page {
+                1 => (self.goes_home(page), 1),
+                limit => self.home_run(page, limit),
+            };
             if home {
                 self.homes.put_run(Reason::Claimed, page, run, true);
                 push(transfers, page, page, run);
@@ -199,24 +222,29 @@ impl Planner {
             }
             let run_end = page + run;
             while page < run_end {
-                let (spare, count) = self.claim_spares(run_end - page);
-                push(transfers, page, self.shape.pages + spare, count);
+                if spares.count == 0 {
+                    self.claim_spares(spares);
+                }
+                let count = spares.count.min(run_end - page);
+                push(transfers, page, self.shape.pages + spares.first, count);
+                spares.first += count;
+                spares.count -= count;
                 page += count;
             }
         }
     }
 
-    /// Claims the next free spares: the first and how many, at most `limit`.
-    fn claim_spares(&mut self, limit: u64) -> (u64, u64) {
+    /// Claims the next run of free spares, of those that the epoch still needs.
+    fn claim_spares(&mut self, run: &mut SpareRun) {
         let (first, count) = self
             .spares
-            .next_free(self.cursor, limit)
-            .or_else(|| self.spares.next_free(0, limit))
+            .next_free(self.cursor, run.needed)
+            .or_else(|| self.spares.next_free(0, run.needed))
             .expect("`reserve` counted the free spares");
         self.spares.put_run(Reason::Claimed, first, count, true);
         self.free_spares -= count;
         self.cursor = first + count;
-        (first, count)
+        *run = SpareRun { first, count, needed: run.needed - count };
     }
 
     /// The Commit of this epoch was sent on the present connection.

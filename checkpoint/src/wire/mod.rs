@@ -7,6 +7,7 @@ mod encode;
 mod header;
 pub mod limits;
 pub mod message;
+pub mod record;
 pub mod slot;
 
 /// Proof that an Ack or Welcome was decoded from a peer's bytes. Only the decoders of this module

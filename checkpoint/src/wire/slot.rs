@@ -117,6 +117,17 @@ pub fn checksum(memory: &Memory, offset_bytes: usize, len_bytes: usize) -> u32 {
     hasher.finalize()
 }
 
+/// Where an unchecked header says that the state begins and how long it is, for recordings.
+pub(super) fn claimed_state(header: &[u8]) -> Option<(u64, u64)> {
+    let (header, _) = HeaderBytes::ref_from_prefix(header).ok()?;
+    let (offset, state) = (header.state_offset_bytes.get(), header.state_bytes.get());
+    let plausible = header.magic == MAGIC
+        && header.transfers.get() <= MAX_TRANSFERS
+        && offset == state_offset_bytes(header.transfers.get())
+        && state <= MAX_STATE_BYTES;
+    plausible.then_some((offset, state))
+}
+
 /// Writes header and extents into `slot` around a state of `state_bytes` that is (or will be)
 /// at [`state_offset_bytes`]. `state_checksum` is the CRC-32 of the state. Returns the length
 /// used. Does not allocate. On failure nothing was written.
