@@ -10,8 +10,7 @@ pub(crate) fn swap(
     new: &Record,
 ) -> SwapOutcome {
     let attempt = std::panic::AssertUnwindSafe(|| arbiter.swap(guest, expected, new));
-    std::panic::catch_unwind(attempt)
-        .unwrap_or_else(|_| SwapOutcome::Unknown("the arbiter panicked".into()))
+    std::panic::catch_unwind(attempt).unwrap_or_else(|_| SwapOutcome::Unknown("the arbiter panicked".into()))
 }
 
 /// Reads the record.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use romulus_transport::Fabric;
 
 use super::arena::ArenaProvider;
-use crate::arbiter::{Arbiter, ArbiterError, random_nonce};
+use crate::arbiter::Arbiter;
 use crate::backup::BackupConfig;
 use crate::driver::threads::{NoThreadSetup, ThreadSetup};
 use crate::standby::Standby;
@@ -33,9 +33,10 @@ pub struct BackupOptions {
 
 impl BackupOptions {
     /// Defaults for the host named `host`: suspicion after 250 ms, automatic takeover, arenas of
-    /// up to `max_arena_bytes`, an arbiter that both sides share.
-    pub fn new(host: &str, listen: SocketAddr, max_arena_bytes: u64) -> Result<Self, ArbiterError> {
-        Ok(Self {
+    /// up to `max_arena_bytes`, an arbiter that both sides share. A nonce seed of 0 is replaced by
+    /// a random one at start.
+    pub fn new(host: &str, listen: SocketAddr, max_arena_bytes: u64) -> Self {
+        Self {
             machine: BackupConfig {
                 host: host.to_owned(),
                 heartbeat_every: Duration::from_millis(20),
@@ -43,7 +44,7 @@ impl BackupOptions {
                 takeover_automatic: true,
                 max_arena_bytes,
                 shared_arbiter: true,
-                // Records differ by session and generation already.
+                // Drawn by the driver.
                 nonce_seed: 0,
             },
             listen,
@@ -52,7 +53,7 @@ impl BackupOptions {
             handshake_timeout: Duration::from_secs(5),
             max_handshakes: 8,
             check_standby_every: Duration::from_secs(1),
-        })
+        }
     }
 }
 

@@ -38,33 +38,35 @@ impl Capture {
     pub(super) fn checkpoint(&mut self, last: bool) {
         let Some(job) = self.shared.jobs.take_free(JOB_WAIT) else { return };
         self.count_lateness();
+        match self.pause_and_capture(job, last) {
+            Ok(Captured::Taken(job)) => {
+                self.guest_worked();
+                self.shared.jobs.submit(job);
+            }
+            Ok(captured) => self.not_taken(captured),
+            Err(error) => self.guest_failed("pausing the guest", &error),
+        }
+    }
+
+    /// From before the pause to after it.
+    fn pause_and_capture(&mut self, job: Box<Job>, last: bool) -> Result<Captured, GuestError> {
         let shared = &*self.shared;
-        let paused = Paused::pause(&mut *self.guest, &*shared.pause_flag, &shared.metrics);
-        let mut paused = match paused {
+        let mut paused = match Paused::pause(&mut *self.guest, &*shared.pause_flag, &shared.metrics) {
             Ok(paused) => paused,
             Err(error) => {
                 shared.jobs.give_back(job);
-                return self.guest_failed("pausing the guest", &error);
+                return Err(error);
             }
         };
         shared.metrics.count(Counter::EpochsCaptured, 1);
         let captured = capture(shared, &mut self.tools, &mut paused, job);
-        let resumed = if last && matches!(captured, Captured::Taken(_) | Captured::Sent) {
+        if last && matches!(captured, Captured::Taken(_) | Captured::Sent) {
             paused.keep();
             self.held_paused = true;
-            Ok(())
-        } else {
-            paused.resume()
-        };
-        if let Captured::Taken(job) = captured {
-            self.guest_worked();
-            self.shared.jobs.submit(job);
-        } else {
-            self.not_taken(captured);
-        }
-        if let Err(error) = resumed {
+        } else if let Err(error) = paused.resume() {
             self.shared.fail(format!("the guest is paused and could not be resumed: {error}"));
         }
+        Ok(captured)
     }
 
     fn not_taken(&mut self, captured: Captured) {
@@ -205,14 +207,7 @@ fn stage_piece(shared: &Shared, tools: &mut Tools, job: &mut Job) -> bool {
     };
     let Some(link) = shared.link() else { return true };
     tools.copies.clear();
-    tools.plan.stage(
-        &span,
-        link.staging,
-        &shared.borders,
-        &shared.shape,
-        &mut tools.copies,
-        &mut job.writes,
-    );
+    tools.plan.stage(&span, link.staging, &shared.borders, &shared.shape, &mut tools.copies, &mut job.writes);
     job.staging_end = span.end;
     tools.copier.copy(&mut tools.copies);
     tools.plan.pages_left() == 0

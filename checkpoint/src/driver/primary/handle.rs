@@ -13,15 +13,8 @@ use crate::metrics::{Counter, Phase, Quantity};
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The phases of a pause, in order.
-const PAUSE_PHASES: [Phase; 7] = [
-    Phase::Stop,
-    Phase::Gate,
-    Phase::State,
-    Phase::Collect,
-    Phase::Place,
-    Phase::Copy,
-    Phase::Resume,
-];
+const PAUSE_PHASES: [Phase; 7] =
+    [Phase::Stop, Phase::Gate, Phase::State, Phase::Collect, Phase::Place, Phase::Copy, Phase::Resume];
 
 /// Looks after a running driver; clones are the same driver. Dropping all of them neither stops
 /// nor waits.
@@ -57,10 +50,7 @@ impl PrimaryHandle {
             ack_us: metrics.phase(Phase::CommitLatency).into(),
             phases_us: PAUSE_PHASES
                 .iter()
-                .map(|phase| PhaseStatus {
-                    phase: phase.name().to_owned(),
-                    us: metrics.phase(*phase).into(),
-                })
+                .map(|phase| PhaseStatus { phase: phase.name().to_owned(), us: metrics.phase(*phase).into() })
                 .collect(),
             dirty_pages: metrics.quantity(Quantity::DirtyPages).into(),
             last_dirty_pages: view.last_dirty_pages,

@@ -168,8 +168,7 @@ impl Jobs {
     /// Waits until job `number` is finished, at most for `timeout`. True also when no job will
     /// be finished any more.
     pub fn wait_finished(&self, number: u64, timeout: Duration) -> bool {
-        let done =
-            || self.finished.load(Ordering::Acquire) >= number || self.closed.load(Ordering::Acquire);
+        let done = || self.finished.load(Ordering::Acquire) >= number || self.closed.load(Ordering::Acquire);
         let seen = self.freed.seen();
         done() || (self.freed.wait(seen, timeout) && done())
     }

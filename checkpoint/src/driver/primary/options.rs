@@ -99,8 +99,6 @@ impl PrimaryOptions {
                 low_water_spares: spares / 2,
                 shared_arbiter: true,
                 nonce_seed: random_nonce()?,
-                shared_arbiter: true,
-                nonce_seed: random_nonce()?,
             },
             peer,
             spares,

@@ -180,8 +180,7 @@ mod tests {
     fn fixture() -> (Borders, ArenaShape) {
         let region = |name: &str, pages| Region { name: name.into(), pages };
         let layout = GuestLayout { regions: vec![region("a", 10), region("b", 6)] };
-        let shape =
-            ArenaShape { pages: 16, spares: 8, slots: 3, slot_bytes: 4096, copy_only_homes: false };
+        let shape = ArenaShape { pages: 16, spares: 8, slots: 3, slot_bytes: 4096, copy_only_homes: false };
         (Borders::new(&layout), shape)
     }
 
@@ -207,12 +206,8 @@ mod tests {
     fn scattered_pages_to_consecutive_frames_are_one_write() {
         let pieces = staged(&[transfer(1, 16, 1), transfer(5, 17, 1), transfer(12, 18, 2)], 8);
         let [(copies, writes)] = &pieces[..] else { panic!("{pieces:?}") };
-        let write = Write {
-            region: RegionId(9),
-            local_offset: 4096,
-            remote_offset: 16 * 4096,
-            len_bytes: 4 * 4096,
-        };
+        let write =
+            Write { region: RegionId(9), local_offset: 4096, remote_offset: 16 * 4096, len_bytes: 4 * 4096 };
         assert_eq!(writes, &[write]);
         let places: Vec<_> = copies.iter().map(|copy| (copy.region, copy.from / 4096)).collect();
         assert_eq!(places, [(0, 1), (0, 5), (1, 2)]);

@@ -141,12 +141,7 @@ impl Rounds {
     }
 
     /// Sends the pages that are not zero on both sides; returns how many.
-    fn send_pages(
-        &mut self,
-        shared: &Shared,
-        link: &Link,
-        order: &Order<'_>,
-    ) -> Result<u64, TransportError> {
+    fn send_pages(&mut self, shared: &Shared, link: &Link, order: &Order<'_>) -> Result<u64, TransportError> {
         let mut sent = 0;
         let mut page = 0;
         self.batch.clear();
@@ -247,17 +242,13 @@ impl Rounds {
                 link.endpoint.mark(marker)?;
                 wait_completed(link, marker)?;
                 shared.staging.release(shared.staging.taken());
-                shared.staging.take(len_bytes, len_bytes).ok_or_else(|| {
-                    TransportError::Invalid("staging memory is smaller than 1 MiB".into())
-                })?
+                shared
+                    .staging
+                    .take(len_bytes, len_bytes)
+                    .ok_or_else(|| TransportError::Invalid("staging memory is smaller than 1 MiB".into()))?
             }
         };
-        memory.copy_to(
-            offset as usize,
-            shared.staging.memory(),
-            span.offset as usize,
-            len_bytes as usize,
-        );
+        memory.copy_to(offset as usize, shared.staging.memory(), span.offset as usize, len_bytes as usize);
         Ok((link.staging, span.offset))
     }
 

@@ -79,7 +79,9 @@ impl Sender {
                     None => Ok(None),
                 };
                 match (posted, link) {
-                    (Ok(Some(marker)), Some(link)) => self.in_flight.push_back(InFlight { job, marker, link }),
+                    (Ok(Some(marker)), Some(link)) => {
+                        self.in_flight.push_back(InFlight { job, marker, link })
+                    }
                     (outcome, link) => self.abandon(job, link, outcome.err()),
                 }
             }
@@ -167,12 +169,7 @@ impl Sender {
 }
 
 /// Posts the commit slot: header and extents, and the state behind them.
-fn post_slot(
-    shared: &Shared,
-    link: &Link,
-    job: &Job,
-    placed: &PlacedEpoch,
-) -> Result<u64, TransportError> {
+fn post_slot(shared: &Shared, link: &Link, job: &Job, placed: &PlacedEpoch) -> Result<u64, TransportError> {
     let (head_offset, head) = shared.slots.head(job.slot_index);
     let (state_offset, state) = shared.slots.state(job.slot_index);
     let checksum = slot::checksum(&state, 0, job.state_bytes as usize);
@@ -180,8 +177,7 @@ fn post_slot(
         .map_err(|error| TransportError::Invalid(error.to_string()))?;
     let head_bytes = slot::state_offset_bytes(job.transfers.len() as u64);
     let remote_offset = shared.shape.slot_offset_bytes(placed.epoch);
-    let head =
-        Write { region: link.heads, local_offset: head_offset, remote_offset, len_bytes: head_bytes };
+    let head = Write { region: link.heads, local_offset: head_offset, remote_offset, len_bytes: head_bytes };
     let state = Write {
         region: link.states,
         local_offset: state_offset,

@@ -34,13 +34,9 @@ impl PrimaryDriver {
     /// The guest is not touched before the backup has answered.
     pub fn spawn(options: PrimaryOptions, parts: PrimaryParts) -> Result<PrimaryHandle, StartError> {
         check(&options, &*parts.guest)?;
-        let record = claim_first(
-            &*parts.arbiter,
-            parts.guest.name(),
-            &options.machine.host,
-            Patience::default(),
-        )
-        .map_err(|error| StartError::Ownership(error.to_string()))?;
+        let record =
+            claim_first(&*parts.arbiter, parts.guest.name(), &options.machine.host, Patience::default())
+                .map_err(|error| StartError::Ownership(error.to_string()))?;
         let clock = Clock::default();
         let guest = parts.guest;
         let layout = guest.layout().clone();
@@ -59,10 +55,13 @@ impl PrimaryDriver {
         };
         let staging = match parts.staging {
             Some(memory) => memory,
-            None => anonymous_mapping(options.staging_bytes as usize).map_err(system("mapping staging memory"))?,
+            None => {
+                anonymous_mapping(options.staging_bytes as usize).map_err(system("mapping staging memory"))?
+            }
         };
         let jobs = options.machine.depth as usize + 2;
-        let slots = SlotMemory::new(&shape, options.max_state_bytes, jobs).map_err(system("mapping slots"))?;
+        let slots =
+            SlotMemory::new(&shape, options.max_state_bytes, jobs).map_err(system("mapping slots"))?;
         let (questions, asked) = channel();
         let spin = options.spin;
         let shared = Arc::new(Shared::new(Base {
