@@ -68,7 +68,6 @@ pub(super) struct View {
 /// Everything that more than one thread uses.
 pub(super) struct Shared {
     pub options: PrimaryOptions,
-    pub layout: GuestLayout,
     pub shape: ArenaShape,
     pub borders: Borders,
     pub guest_memory: Vec<Memory>,
@@ -125,7 +124,6 @@ impl Shared {
         Self {
             borders: Borders::new(&base.layout),
             options: base.options,
-            layout: base.layout,
             shape: base.shape,
             guest_memory: base.guest_memory,
             registrable: base.registrable,
