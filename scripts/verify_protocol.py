@@ -351,6 +351,7 @@ class Replay:
         self.awaiting = []              # homings to check once their commits are known (backup)
         self.invalidating = False
         self.silenced = set()
+        self.foreign = False
 
     def record(self, kind, payload):
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -358,6 +359,7 @@ class Replay:
             sender = "primary" if (kind == "Sent") == self.primary else "backup"
             self.message(sender, *read_message(payload))
         elif kind == "Slot":
+            need(not self.foreign, "a slot for an image that the primary does not know")
             self.slot(*read_slot(payload))
         elif kind == "Marker":
             need(len(payload) == 8, "marker record's length")
@@ -383,6 +385,9 @@ class Replay:
             return
         if name not in ("Hello", "Welcome"):
             need(self.phase == "open", f"{name} before the handshake is done")
+            if self.foreign:
+                allowed = ("Heartbeat", "Invalidate", "Invalidated", "Bye", "ByeAck")
+                need(name in allowed, f"{name} about an image that the primary does not know")
             if name != "Invalidated":
                 need(identity == self.identity, f"{name} of {identity}; the connection is {self.identity}")
         getattr(self, "on_" + name.lower())(sender, identity, **fields)
@@ -406,18 +411,24 @@ class Replay:
         shape = {key: self.hello[key] for key in ("pages", "spares", "slots", "slot_bytes", "copy_only")}
         same = (self.image is not None and before.session == identity.session
                 and before.incarnation == identity.incarnation)
-        if same:
+        self.foreign = False
+        if same and committed == 0 and self.image.acked == 0:
+            need(homed_through == 0, "homings without a commit")
+            self.image = Image(shape)   # nothing is live: the rounds begin anew
+        elif same:
             need(shape == self.image.shape, "the arena's shape changed within an incarnation")
             self.image.stand_at(committed, homed_through, self.sent_on_last)
             self.image.drop_unfinished()
         else:
-            need(committed == 0 or self.image is None, f"a new incarnation has committed {committed}")
-            self.image = Image(shape, acked=committed, placed=committed, homed_through=homed_through)
-            need(committed == 0, "the recording begins after the first commit; it cannot be replayed")
+            need(committed > 0 or homed_through == 0, "homings without a commit")
+            # An image that the primary does not know can only be invalidated.
+            self.foreign = committed > 0
+            self.image = None if self.foreign else Image(shape)
+        self.shape = shape
         self.identity, self.last_identity, self.phase = identity, identity, "open"
         self.last_commit = committed
         self.sent_on_last = committed
-        self.round_ended = self.image.round
+        self.round_ended = self.image.round if self.image else 0
 
     def on_roundend(self, _sender, _identity, round):
         need(not self.image.live(), "a synchronization round after the first epoch")
@@ -459,7 +470,7 @@ class Replay:
         if self.primary:
             need(epoch <= self.image.placed, f"Commit {epoch} before its slot")
             need(epoch in self.markers, f"Commit {epoch} before its marker")
-        need("primary" not in self.byes, f"Commit {epoch} after Bye")
+        need(self.byes.get("primary") != "Failover", f"Commit {epoch} after Bye Failover")
         self.last_commit = self.sent_on_last = epoch
 
     def on_ack(self, _sender, _identity, committed, homed_through):
@@ -490,8 +501,8 @@ class Replay:
         need(identity == self.identity, f"Invalidated of {identity}; the connection is {self.identity}")
         self.identity = Identity(identity.session, identity.generation, incarnation, identity.connection)
         self.last_identity = self.identity
-        self.image = Image(self.image.shape)
-        self.invalidating = False
+        self.image = Image(self.shape)
+        self.invalidating = self.foreign = False
         self.last_commit = self.sent_on_last = self.round_ended = 0
         self.markers = set()
         self.awaiting = []

@@ -368,3 +368,13 @@ fn transfers_beyond_any_arena_are_not_encoded() {
         slot::encode(&identity(), Epoch(1), &[transfer], 0, 0, &slot).unwrap_err();
     }
 }
+
+#[test]
+fn the_example_of_the_protocol_text_is_what_is_encoded() {
+    let text = include_str!("../../docs/protocol.md");
+    let example = text.split("```hex\n").nth(1).and_then(|rest| rest.split("```").next());
+    let example: String = example.expect("an example").split_whitespace().collect();
+    let bytes = bytes_of(&Message::Commit { epoch: Epoch(42) });
+    let encoded: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(example, encoded);
+}
