@@ -14,7 +14,7 @@ pub mod threads;
 mod arbitrate;
 mod clock;
 mod journal;
-mod signal;
+pub(crate) mod signal;
 mod zero;
 
 pub use clock::Clock;

@@ -93,9 +93,9 @@ fn take_event(
 
 /// An end that was asked for has come once nobody counts on this backup.
 fn stop_when_ready(shared: &Shared, since: Instant) {
-    let (state, _) = shared.progress();
-    let alone = matches!(state, BackupState::Solo | BackupState::Ended);
-    if alone || shared.link().is_none() || since.elapsed() > STOP_PATIENCE {
+    let busy = shared.progress().0 == BackupState::TakingOver;
+    // The machine closes the connection once the primary has consented.
+    if !busy && (shared.link().is_none() || since.elapsed() > STOP_PATIENCE) {
         shared.finish(BackupOutcome::Stopped);
     }
 }

@@ -55,6 +55,7 @@ impl Capture {
             Ok(paused) => paused,
             Err(error) => {
                 shared.jobs.give_back(job);
+                shared.call(|primary, _, _| primary.capture_failed(&[]));
                 return Err(error);
             }
         };
