@@ -131,9 +131,10 @@ impl SyntheticGuestControl {
         *lock(&self.shared.last_state)
     }
 
-    /// Writes a page from outside the writers, whose threads must not write it.
-    pub fn write(&self, page: u64) {
-        self.world.write(page);
+    /// The writers write so many pages more, each as its pattern says, as fast as they can.
+    pub fn burst(&self, pages: u64) {
+        self.world.burst.fetch_add(pages, Ordering::Release);
+        self.world.wake_writers.notify();
     }
 
     /// It powers off.

@@ -33,6 +33,8 @@ pub(super) struct World {
     pub paused: AtomicBool,
     /// Counts resumes; the first is 0, before any.
     pub resumes: AtomicU64,
+    /// Pages to write beyond the pace.
+    pub burst: AtomicU64,
     pub stop: AtomicBool,
     parked: AtomicUsize,
     /// Something for the writers changed.
@@ -58,6 +60,7 @@ impl World {
             digest: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             resumes: AtomicU64::new(0),
+            burst: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
             wake_writers: Signal::new(Duration::ZERO),
@@ -123,6 +126,14 @@ impl World {
         self.parked.fetch_sub(1, Ordering::AcqRel);
     }
 
+    fn take_burst(&self) -> bool {
+        self.burst.load(Ordering::Acquire) > 0
+            && self
+                .burst
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1))
+                .is_ok()
+    }
+
     /// A writer that shares `pages` with nobody.
     pub fn run_writer(&self, first: u64, pages: u64, pattern: Pattern, pace: Pace, seed: u64) {
         let mut chooser = Chooser::new(pattern, first, pages, seed);
@@ -155,8 +166,8 @@ impl World {
                 }
                 Pace::Idle => {}
             }
-            if budget > 0 && pages > 0 {
-                budget -= 1;
+            if pages > 0 && (budget > 0 || self.take_burst()) {
+                budget -= u64::from(budget > 0);
                 self.write(chooser.next());
             } else {
                 let sleep = if matches!(pace, Pace::PerSecond(_)) { PACE_STEP } else { SLEEP };

@@ -21,17 +21,26 @@ pub(super) fn run(shared: &Arc<Shared>) {
     let (shortest, longest) = shared.options.reconnect_after;
     let mut pause = shortest;
     let mut last_failure = String::new();
+    let mut connected = None;
     while !shared.is_over() {
         let seen = shared.wake_control.seen();
         if shared.link().is_some() || matches!(shared.state(), PrimaryState::Ended | PrimaryState::Lost) {
-            pause = shortest;
             shared.wake_control.wait(seen, LOOK_AROUND);
             continue;
+        }
+        if let Some(at) = connected.take() {
+            if shared.clock.now().since(at) >= longest {
+                pause = shortest;
+            } else {
+                // A connection that did not last is as good as none.
+                sleep(shared, pause);
+                pause = (pause * 2).min(longest);
+            }
         }
         match connect(shared) {
             Ok(()) => {
                 last_failure.clear();
-                pause = shortest;
+                connected = Some(shared.clock.now());
             }
             Err(why) => {
                 if why != last_failure {
