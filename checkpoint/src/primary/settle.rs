@@ -78,6 +78,7 @@ impl Primary {
     /// Takes every step that is due.
     pub(super) fn settle(&mut self, now: Time, actions: &mut Actions) {
         if self.over.is_none() {
+            self.release_acked(actions);
             self.open_gate(actions);
             self.resume_paused(actions);
             self.drain(actions);
@@ -95,6 +96,19 @@ impl Primary {
         matches!(self.link.phase, LinkPhase::Welcomed | LinkPhase::Up)
             && self.image.phase == Phase::Epochs
             && self.ending.is_none_or(|ending| ending.kind == Kind::Failover)
+    }
+
+    /// Lets output go whose epoch is acked (I1): by the very image that the record lets take over,
+    /// or while nobody may take over. An ack of another image than the record names (a second
+    /// backup of the same name) waits until the record is won.
+    fn release_acked(&mut self, actions: &mut Actions) {
+        let Some((mark, proof)) = self.image.owed else { return };
+        if self.grant.covers(|nonce| self.image.is_named_by(nonce, self.config.session)) {
+            self.image.owed = None;
+            if let Some(token) = ReleaseToken::acked(mark, &proof) {
+                actions.push(PrimaryAction::Release(token));
+            }
+        }
     }
 
     /// Lets all output go when the record says that this host runs the guest alone.
@@ -176,19 +190,26 @@ impl Primary {
                     _ => None,
                 }
             }
-            (Ownership::Protected { .. }, Some(Kind::Failover)) if !self.promised => {
+            (Ownership::Protected { .. }, Some(Kind::Failover)) if !self.promised && self.is_named() => {
                 let due = ending.and_then(|ending| ending.reclaim_at).is_some_and(|at| at <= now);
                 (due && self.config.shared_arbiter).then(solo).flatten()
             }
             (Ownership::Protected { .. }, _) => {
                 let lost = self.suspected && !self.link.is_up() && self.config.solo_automatic;
-                (lost || self.promised).then(solo).flatten()
+                // Whoever the record names, it is not the backup that is connected.
+                let other = self.link.is_up() && !self.is_named();
+                (lost || other || self.promised).then(solo).flatten()
             }
             (Ownership::Solo { .. }, Some(Kind::GuestEnded)) => Some(Ownership::Ended),
             (Ownership::Solo { .. }, Some(Kind::GuestDied)) if self.may_hand_back() => protected(),
             (Ownership::Solo { .. }, None) if self.is_covered() => protected(),
             _ => None,
         }
+    }
+
+    /// Whether the record names the image, or one that its backup gave up for it.
+    fn is_named(&self) -> bool {
+        self.image.is_named_by(self.grant.record().nonce, self.config.session)
     }
 
     /// Whether the connected backup stands ready with all that has left.
@@ -265,10 +286,11 @@ impl Primary {
         if matches!(self.image.phase, Phase::Draining | Phase::Invalidating) && self.link.is_up() {
             return PrimaryState::Invalid;
         }
-        let nonce = pairing(self.config.session, self.image.incarnation);
+        let nonce = self.grant.record().nonce;
+        let present = nonce == pairing(self.config.session, self.image.incarnation);
         if self.grant.is_protected()
             && self.image.phase == Phase::Epochs
-            && self.grant.record().nonce == nonce
+            && (present || (self.image.is_fresh() && self.is_named()))
         {
             return PrimaryState::Protected;
         }
