@@ -378,3 +378,13 @@ fn the_example_of_the_protocol_text_is_what_is_encoded() {
     let encoded: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(example, encoded);
 }
+
+#[test]
+fn i10_a_state_changed_after_the_slot_was_read_is_not_loaded() {
+    let (slot, identity, epoch, used) = sample_slot();
+    let header = slot::decode(&slot, &identity, epoch, &mut Vec::new()).unwrap();
+    assert_eq!(slot::read_state(&slot, &header).unwrap(), [0xa5; 100]);
+    slot.write(used - 1, &[0]);
+    assert!(slot::read_state(&slot, &header).unwrap_err().to_string().contains("checksum of the state"));
+    assert!(slot::read_state(&slot.part(0, 128), &header).is_err());
+}

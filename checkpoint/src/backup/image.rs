@@ -166,7 +166,7 @@ impl Image {
     pub(super) fn begin_read(&mut self) -> Option<Epoch> {
         let next = self.committed.next();
         let arrived = next <= self.asked && next <= self.fenced;
-        if !arrived || self.reading || self.invalidating {
+        if !arrived || self.reading || self.invalidating || self.consumed {
             return None;
         }
         self.reading = true;

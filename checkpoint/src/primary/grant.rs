@@ -147,10 +147,10 @@ impl Grant {
         }
     }
 
-    /// Sees to it that the record is read again.
-    pub(super) fn read_later(&mut self, now: Time) {
+    /// Sees to it that the record is read again, after so many of the usual delays.
+    pub(super) fn read_later(&mut self, delays: u32, now: Time) {
         if self.asked == Asked::Nothing && self.retry_at.is_none() {
-            self.retry_at = Some(now.after(self.retry_after));
+            self.retry_at = Some(now.after(self.retry_after * delays));
         }
     }
 

@@ -181,7 +181,8 @@ impl Primary {
         let ending = self.ending.as_ref();
         match (&self.grant.record().ownership, ending.map(|ending| ending.kind)) {
             (Ownership::Protected { .. }, Some(Kind::Detach)) => solo(),
-            (Ownership::Protected { .. }, Some(Kind::GuestDied)) => None,
+            // With nothing to take over from at the backup it has died unprotected.
+            (Ownership::Protected { .. }, Some(Kind::GuestDied)) => self.is_unbacked().then(solo).flatten(),
             (Ownership::Protected { .. }, Some(Kind::GuestEnded)) => {
                 match ending.map(|ending| ending.last) {
                     Some(Last::Acked) => Some(Ownership::Ended),
@@ -190,15 +191,13 @@ impl Primary {
                     _ => None,
                 }
             }
-            (Ownership::Protected { .. }, Some(Kind::Failover)) if !self.promised && self.is_named() => {
+            (Ownership::Protected { .. }, Some(Kind::Failover)) if !self.is_unbacked() => {
                 let due = ending.and_then(|ending| ending.reclaim_at).is_some_and(|at| at <= now);
                 (due && self.config.shared_arbiter).then(solo).flatten()
             }
             (Ownership::Protected { .. }, _) => {
                 let lost = self.suspected && !self.link.is_up() && self.config.solo_automatic;
-                // Whoever the record names, it is not the backup that is connected.
-                let other = self.link.is_up() && !self.is_named();
-                (lost || other || self.promised).then(solo).flatten()
+                (lost || self.is_unbacked()).then(solo).flatten()
             }
             (Ownership::Solo { .. }, Some(Kind::GuestEnded)) => Some(Ownership::Ended),
             (Ownership::Solo { .. }, Some(Kind::GuestDied)) if self.may_hand_back() => protected(),
@@ -212,6 +211,15 @@ impl Primary {
         self.image.is_named_by(self.grant.record().nonce, self.config.session)
     }
 
+    /// Whether the record says `Protected` and no image goes with it: by the backup's own word,
+    /// because it names one that its backup has given up, or because another backup than the one
+    /// that it names is connected.
+    pub(super) fn is_unbacked(&self) -> bool {
+        let present = pairing(self.config.session, self.image.incarnation);
+        let other = self.grant.record().nonce != present && (self.is_named() || self.link.is_up());
+        self.grant.is_protected() && (self.promised || other)
+    }
+
     /// Whether the connected backup stands ready with all that has left.
     fn is_covered(&self) -> bool {
         self.link.is_up() && self.gate.is_held() && self.image.is_fresh()
@@ -221,8 +229,10 @@ impl Primary {
     fn poll(&mut self, now: Time) {
         let paused = self.paused_guest.is_some_and(|paused| paused.told);
         let died = self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied);
-        if (paused || died) && !self.link.is_up() {
-            self.grant.read_later(now);
+        // Without a swap of its own the record is all that tells that the backup has taken over.
+        let waits = self.suspected && self.grant.is_protected() && !self.config.solo_automatic;
+        if (paused || died || waits) && !self.link.is_up() {
+            self.grant.read_later(if waits { 10 } else { 1 }, now);
         }
     }
 

@@ -371,9 +371,7 @@ impl World {
         }
         let (identity, answer) = match admission {
             Ok(_) => {
-                while !self.backup.quiesce_homing() {
-                    panic!("homing is synchronous here");
-                }
+                assert!(self.backup.quiesce_homing(), "homing is synchronous here");
                 self.backup.welcome(&hello, Vec::new(), self.now, &mut actions)
             }
             Err(refusal) => (identity, Message::Error { code: refusal.code, text: refusal.text }),
@@ -714,11 +712,6 @@ impl World {
         self.backup_queue.clear();
         self.arena = Memory::anonymous(self.shape.len_bytes() as usize);
         self.backup_alive = true;
-    }
-
-    /// One side's messages, as they are on the way.
-    pub fn on_the_way_to_backup(&mut self) -> &mut VecDeque<Vec<u8>> {
-        &mut self.control.0
     }
 
     pub fn drop_markers(&mut self) {

@@ -53,7 +53,7 @@ pub struct Session {
 
 enum InFlight {
     Commit(Epoch, Vec<u8>),
-    Home(Message, Vec<u8>),
+    Home(Box<Message>, Vec<u8>),
 }
 
 impl Session {
@@ -256,7 +256,7 @@ impl Session {
             let message = Message::Home { first_sequence, homings };
             let bytes = self.bytes(&message);
             self.primary.sent(&bytes);
-            self.in_flight.push_back(InFlight::Home(message, bytes));
+            self.in_flight.push_back(InFlight::Home(Box::new(message), bytes));
         }
     }
 
@@ -265,7 +265,7 @@ impl Session {
         match self.in_flight.pop_front() {
             None => {}
             Some(InFlight::Home(message, bytes)) => {
-                let Message::Home { first_sequence, homings } = message else { unreachable!() };
+                let Message::Home { first_sequence, homings } = *message else { unreachable!() };
                 self.backup.received(&bytes);
                 self.map.take_homings(first_sequence, &homings).expect("the planner asks by the rules");
             }
