@@ -78,6 +78,7 @@ impl Primary {
     /// Takes every step that is due.
     pub(super) fn settle(&mut self, now: Time, actions: &mut Actions) {
         if self.over.is_none() {
+            self.release_acked(actions);
             self.open_gate(actions);
             self.resume_paused(actions);
             self.drain(actions);
@@ -95,6 +96,19 @@ impl Primary {
         matches!(self.link.phase, LinkPhase::Welcomed | LinkPhase::Up)
             && self.image.phase == Phase::Epochs
             && self.ending.is_none_or(|ending| ending.kind == Kind::Failover)
+    }
+
+    /// Lets output go whose epoch is acked (I1): by the very image that the record lets take over,
+    /// or while nobody may take over. An ack of another image than the record names (a second
+    /// backup of the same name) waits until the record is won.
+    fn release_acked(&mut self, actions: &mut Actions) {
+        let Some((mark, proof)) = self.image.owed else { return };
+        if self.grant.covers(|nonce| self.image.is_named_by(nonce, self.config.session)) {
+            self.image.owed = None;
+            if let Some(token) = ReleaseToken::acked(mark, &proof) {
+                actions.push(PrimaryAction::Release(token));
+            }
+        }
     }
 
     /// Lets all output go when the record says that this host runs the guest alone.
@@ -195,11 +209,18 @@ impl Primary {
         }
     }
 
-    /// Whether the record says `Protected` and no image goes with it: by the backup's own word, or
-    /// because it names one that was given up while the swap was under way.
+    /// Whether the record names the image, or one that its backup gave up for it.
+    fn is_named(&self) -> bool {
+        self.image.is_named_by(self.grant.record().nonce, self.config.session)
+    }
+
+    /// Whether the record says `Protected` and no image goes with it: by the backup's own word,
+    /// because it names one that its backup has given up, or because another backup than the one
+    /// that it names is connected.
     pub(super) fn is_unbacked(&self) -> bool {
-        let pairing = pairing(self.config.session, self.image.incarnation);
-        self.grant.is_protected() && (self.promised || self.grant.record().nonce != pairing)
+        let present = pairing(self.config.session, self.image.incarnation);
+        let other = self.grant.record().nonce != present && (self.is_named() || self.link.is_up());
+        self.grant.is_protected() && (self.promised || other)
     }
 
     /// Whether the connected backup stands ready with all that has left.
@@ -278,10 +299,11 @@ impl Primary {
         if matches!(self.image.phase, Phase::Draining | Phase::Invalidating) && self.link.is_up() {
             return PrimaryState::Invalid;
         }
-        let nonce = pairing(self.config.session, self.image.incarnation);
+        let nonce = self.grant.record().nonce;
+        let present = nonce == pairing(self.config.session, self.image.incarnation);
         if self.grant.is_protected()
             && self.image.phase == Phase::Epochs
-            && self.grant.record().nonce == nonce
+            && (present || (self.image.is_fresh() && self.is_named()))
         {
             return PrimaryState::Protected;
         }

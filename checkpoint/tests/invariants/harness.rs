@@ -60,6 +60,8 @@ pub struct World {
     pub backup_alive: bool,
     pub connected: bool,
     pub network: bool,
+    /// Nothing arrives, and nobody is told.
+    pub mute: bool,
     control: (VecDeque<Vec<u8>>, VecDeque<Vec<u8>>),
     data: VecDeque<Item>,
     arena: Memory,
@@ -125,6 +127,10 @@ impl World {
     }
 
     pub fn with(seed: u64, primary: PrimaryConfig, backup: BackupConfig) -> Self {
+        Self::build(seed, shape(), primary, backup)
+    }
+
+    pub fn build(seed: u64, shape: ArenaShape, primary: PrimaryConfig, backup: BackupConfig) -> Self {
         let now = Time { nanoseconds: 1_000_000 };
         let machine = MachineIdentity { hypervisor: "model".into(), configuration: Vec::new() };
         let record = Record {
@@ -135,7 +141,7 @@ impl World {
         Self {
             now,
             rng: SmallRng::seed_from_u64(seed),
-            primary: Primary::new(primary, layout(), machine, shape(), record.clone(), now),
+            primary: Primary::new(primary, layout(), machine, shape, record.clone(), now),
             backup: Backup::new(backup, now),
             record: Some(record),
             mood: ArbiterMood::Well,
@@ -147,10 +153,11 @@ impl World {
             backup_alive: true,
             connected: false,
             network: true,
+            mute: false,
             control: Default::default(),
             data: VecDeque::new(),
-            arena: Memory::anonymous(shape().len_bytes() as usize),
-            shape: shape(),
+            arena: Memory::anonymous(shape.len_bytes() as usize),
+            shape,
             gate: Gate::default(),
             released: 0,
             trial: Ok(()),
@@ -202,7 +209,8 @@ impl World {
         self.now = self.now.after(Duration::from_millis(2));
         self.guest();
         if self.primary_alive {
-            if !self.connected && self.network && self.backup_alive && self.rng.random_bool(0.1) {
+            if !self.connected && self.network && !self.mute && self.backup_alive && self.rng.random_bool(0.1)
+            {
                 self.connect();
             }
             let mut actions = primary::Actions::new();
@@ -363,9 +371,7 @@ impl World {
         }
         let (identity, answer) = match admission {
             Ok(_) => {
-                while !self.backup.quiesce_homing() {
-                    panic!("homing is synchronous here");
-                }
+                assert!(self.backup.quiesce_homing(), "homing is synchronous here");
                 self.backup.welcome(&hello, Vec::new(), self.now, &mut actions)
             }
             Err(refusal) => (identity, Message::Error { code: refusal.code, text: refusal.text }),
@@ -414,7 +420,7 @@ impl World {
 
     /// One item of either direction or kind.
     fn deliver(&mut self) {
-        if !self.connected {
+        if !self.connected || self.mute {
             return;
         }
         match self.rng.random_range(0..3) {
@@ -689,8 +695,79 @@ impl World {
         assert!(self.activated.is_none(), "two guests");
     }
 
+    /// Whether the primary's guest still talks to the world.
+    pub fn primary_output_goes_on(&self) -> bool {
+        self.running && !self.destroyed && !self.gate.holding
+    }
+
     /// The counter in the guest.
     pub fn count(&self) -> u64 {
         self.memory[0]
+    }
+
+    /// The backup's process is started anew, its memory is gone.
+    pub fn restart_backup(&mut self) {
+        self.cut();
+        self.backup = Backup::new(backup_config(), self.now);
+        self.backup_queue.clear();
+        self.arena = Memory::anonymous(self.shape.len_bytes() as usize);
+        self.backup_alive = true;
+    }
+
+    pub fn drop_markers(&mut self) {
+        self.data.retain(|item| matches!(item, Item::Write { .. }));
+    }
+
+    pub fn deliver_all_to_backup(&mut self) {
+        while let Some(bytes) = self.control.0.pop_front() {
+            self.message_to_backup(&bytes);
+        }
+    }
+
+    pub fn deliver_data(&mut self) {
+        while let Some(item) = self.data.pop_front() {
+            match item {
+                Item::Write { offset, bytes } => self.arena.write(offset as usize, &bytes),
+                Item::Marker(marker) => {
+                    self.act_backup(|backup, now, actions| backup.handle_fence(marker, now, actions));
+                }
+            }
+        }
+    }
+
+    /// Both sides idle on the wire.
+    pub fn flush(&mut self) {
+        for _ in 0..200 {
+            self.deliver();
+        }
+    }
+
+    /// The backup's process is cut off and lives on elsewhere; another one takes its place.
+    pub fn take_backup(&mut self) -> Backup {
+        self.cut();
+        std::mem::replace(&mut self.backup, Backup::new(backup_config(), self.now))
+    }
+
+    /// A cut-off backup process notices that the primary is silent, and asks for the guest.
+    pub fn zombie(&mut self, mut backup: Backup) {
+        let mut actions = backup::Actions::new();
+        backup.handle_tick(self.now, &mut actions);
+        let mut todo = VecDeque::from(actions);
+        let mut asked = 0;
+        while let Some(action) = todo.pop_front() {
+            let mut actions = backup::Actions::new();
+            match action {
+                BackupAction::Fence => backup.handle_fenced(self.now, &mut actions),
+                BackupAction::Swap { expected, new } => {
+                    asked += 1;
+                    let outcome = self.swap(&expected, &new);
+                    backup.handle_swap(&new, outcome, self.now, &mut actions);
+                }
+                BackupAction::TakeOver { .. } => panic!("a zombie takes over"),
+                _ => {}
+            }
+            todo.extend(actions);
+        }
+        assert!(asked > 0, "it has tried");
     }
 }
