@@ -1,2 +1,5 @@
-//! The romulus command.
-fn main() {}
+//! The `romulus` command.
+
+fn main() -> std::process::ExitCode {
+    romulus::main()
+}

@@ -1,1 +1,17 @@
 //! Linux facilities that the glues and the benchmarks share.
+
+pub mod facts;
+pub mod guard;
+pub mod memory;
+pub mod pinning;
+pub mod tracking;
+
+use std::sync::Arc;
+
+/// Called at the start of a thread with the thread's name; pins it, for one.
+pub type ThreadSetup = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A [`ThreadSetup`] that does nothing.
+pub fn no_thread_setup() -> ThreadSetup {
+    Arc::new(|_| {})
+}

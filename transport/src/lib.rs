@@ -5,6 +5,8 @@
 //! traits of [`fabric`]; each fabric ([`tcp`], [`sim`]) passes the same contract test suite.
 
 pub mod arena;
+#[cfg(feature = "contract")]
+pub mod contract;
 pub mod error;
 pub mod fabric;
 pub mod memory;

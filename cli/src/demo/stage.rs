@@ -1,0 +1,187 @@
+//! The stage of the demonstration: a guest, a backup host and a primary host on this machine.
+
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use super::check_interrupted;
+use super::instance::{Instance, kill, pid, state};
+use super::qemu::{Console, Machine};
+use crate::exit::Failure;
+
+/// Everything that was started and made; ended and removed when dropped.
+pub struct Stage {
+    /// The guest's machine.
+    pub machine: Machine,
+    /// The guest's QEMU on the primary host.
+    pub guest: Option<Child>,
+    /// `romulus backup`.
+    pub backup: Option<Instance>,
+    /// `romulus protect`.
+    pub protect: Option<Instance>,
+    program: PathBuf,
+    dir: Option<tempfile::TempDir>,
+    ram: PathBuf,
+}
+
+impl Stage {
+    /// An empty stage. `program` is the `romulus` to run.
+    pub fn new(machine: Machine, program: &Path) -> Result<Self, Failure> {
+        let failed = |e: std::io::Error| Failure::failed(format!("making a folder for the run: {e}"));
+        let dir = tempfile::Builder::new().prefix("romulus-demo-").tempdir().map_err(failed)?;
+        let ram = Path::new("/dev/shm").join(dir.path().file_name().unwrap_or_default());
+        Ok(Self {
+            machine,
+            guest: None,
+            backup: None,
+            protect: None,
+            program: program.to_owned(),
+            dir: Some(dir),
+            ram,
+        })
+    }
+
+    /// The folder of sockets, logs and consoles.
+    pub fn dir(&self) -> &Path {
+        self.dir.as_ref().map_or(Path::new(""), |dir| dir.path())
+    }
+
+    /// Lets the folder outlive the stage, and says where it is.
+    pub fn keep_folder(&mut self) {
+        if let Some(dir) = self.dir.as_mut() {
+            dir.disable_cleanup(true);
+            println!("  logs and consoles are kept in {}", dir.path().display());
+        }
+    }
+
+    /// The guest's QMP socket on the primary host.
+    pub fn qmp(&self) -> PathBuf {
+        self.dir().join("primary.qmp")
+    }
+
+    /// Starts the guest and waits until its workload reports.
+    pub fn start_guest(&mut self) -> Result<Console, Failure> {
+        let console_path = self.dir().join("primary.console");
+        let log = self.dir().join("primary-qemu.log");
+        let child = self.guest.insert(self.machine.start(
+            &self.ram,
+            &console_path,
+            &self.dir().join("primary.qmp"),
+            &log,
+        )?);
+        let mut console = Console::new(&console_path);
+        let limit = Duration::from_secs(60 + self.machine.memory_mib / 16);
+        let started = Instant::now();
+        while console.last.is_none() {
+            console.poll();
+            check_interrupted()?;
+            if let Ok(Some(exit)) = child.try_wait() {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                return Err(Failure::failed(format!("QEMU ended ({exit}): {log}")));
+            }
+            if started.elapsed() > limit {
+                return Err(Failure::failed(format!("the guest did not boot within {limit:?}")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(console)
+    }
+
+    /// Starts `romulus backup` (at `listen`) and waits until it listens; gives its address.
+    pub fn start_backup(&mut self, listen: &str) -> Result<String, Failure> {
+        let standby = self.dir().join("standby.args");
+        let arguments = self.machine.arguments("{image}", &self.dir().join("backup.console"));
+        let text = format!("qemu-system-x86_64\n{}\n", arguments.join("\n"));
+        std::fs::write(&standby, text)
+            .map_err(|e| Failure::failed(format!("writing {}: {e}", standby.display())))?;
+        let arguments = [
+            "--listen".to_owned(),
+            listen.to_owned(),
+            "--standby".to_owned(),
+            standby.to_string_lossy().into_owned(),
+            "--host".to_owned(),
+            "backup".to_owned(),
+            "--arbiter".to_owned(),
+            self.arbiter(),
+        ];
+        let dir = self.dir().to_owned();
+        let backup = self.backup.insert(Instance::start(&self.program, "backup", &dir, &arguments)?);
+        backup.wait_for("listening backup", Duration::from_secs(10), |status| {
+            Some(status.pointer("/listen")?.as_str()?.to_owned())
+        })
+    }
+
+    /// Starts `romulus protect`.
+    pub fn start_protect(&mut self, backup: &str, interval_ms: f64) -> Result<(), Failure> {
+        let arguments = [
+            "--guest".to_owned(),
+            format!("qemu:{}", self.qmp().display()),
+            "--backup".to_owned(),
+            backup.to_owned(),
+            "--name".to_owned(),
+            "demo".to_owned(),
+            "--host".to_owned(),
+            "primary".to_owned(),
+            "--interval-ms".to_owned(),
+            interval_ms.to_string(),
+            "--arbiter".to_owned(),
+            self.arbiter(),
+        ];
+        let dir = self.dir().to_owned();
+        self.protect = Some(Instance::start(&self.program, "protect", &dir, &arguments)?);
+        Ok(())
+    }
+
+    /// Waits until the guest is protected.
+    pub fn wait_protected(&mut self) -> Result<(), Failure> {
+        let limit = Duration::from_secs(60 + self.machine.memory_mib / 16);
+        let protect = self.protect.as_mut().expect("protect was started");
+        protect.wait_for("protected guest", limit, |status| (state(status) == "protected").then_some(()))
+    }
+
+    fn arbiter(&self) -> String {
+        format!("file:{}", self.dir().join("arbiter").display())
+    }
+
+    /// Kills at once what a dying host takes with it: the guard, Romulus and QEMU. Gives the time
+    /// of the kill.
+    pub fn kill_primary_host(&mut self, guard: Option<rustix::process::Pid>) -> Instant {
+        let killed = Instant::now();
+        if let Some(guard) = guard {
+            let _ = rustix::process::kill_process(guard, rustix::process::Signal::KILL);
+        }
+        let mut children: Vec<Child> = Vec::new();
+        children.extend(self.protect.take().map(|instance| instance.child));
+        children.extend(self.guest.take());
+        for child in &mut children {
+            let _ = child.kill();
+        }
+        for child in &mut children {
+            let _ = child.wait();
+        }
+        killed
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // An activated standby outlives its backup, so it is ended by its own process id.
+        let standby = self.backup.as_ref().and_then(|backup| pid(&backup.status()?, "/standby_pid"));
+        if let Some(mut protect) = self.protect.take() {
+            if let Some(guard) = protect.status().and_then(|status| pid(&status, "/guard_pid")) {
+                let _ = rustix::process::kill_process(guard, rustix::process::Signal::KILL);
+            }
+            kill(&mut protect.child);
+        }
+        if let Some(mut backup) = self.backup.take() {
+            kill(&mut backup.child);
+        }
+        if let Some(standby) = standby {
+            let _ = rustix::process::kill_process(standby, rustix::process::Signal::KILL);
+        }
+        if let Some(mut guest) = self.guest.take() {
+            kill(&mut guest);
+        }
+        let _ = std::fs::remove_file(&self.ram);
+    }
+}

@@ -1,0 +1,64 @@
+//! How the command ends: its exit codes and what goes with them.
+
+use std::process::ExitCode;
+
+/// Exit codes, as documented in docs/operations.md and `romulus --help`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// Something failed at run time.
+    Failed = 1,
+    /// The command line or the settings file is wrong.
+    Usage = 2,
+    /// The guest, the peer or the arbiter's record does not allow it.
+    Refused = 3,
+    /// This machine lacks a privilege, a program or a kernel feature (see `romulus doctor`).
+    Machine = 4,
+    /// The guest now runs on the other host.
+    Moved = 5,
+    /// The guest has ended.
+    GuestEnded = 6,
+}
+
+/// The table of exit codes for `--help`.
+pub const EXIT_CODES: &str = "Exit codes:
+  0  done as asked
+  1  something failed at run time
+  2  wrong command line or settings file
+  3  refused: the guest, the peer or the arbiter's record does not allow it
+  4  this machine lacks a privilege, a program or a kernel feature (see romulus doctor)
+  5  the guest now runs on the other host
+  6  the guest has ended (powered off)";
+
+/// An end with an exit code and a message for people.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The exit code.
+    pub code: Code,
+    /// What, where, which value, and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// Of this code.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Wrong command line or settings.
+    pub fn usage(message: String) -> Self {
+        Self::new(Code::Usage, message)
+    }
+
+    /// Failed at run time.
+    pub fn failed(message: String) -> Self {
+        Self::new(Code::Failed, message)
+    }
+
+    /// Says it on standard error and gives the code.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("romulus: {}", self.message);
+        ExitCode::from(self.code as u8)
+    }
+}

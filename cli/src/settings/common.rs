@@ -1,0 +1,127 @@
+//! Settings that both sides have.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::exit::Failure;
+use crate::settings::fill_unset;
+
+/// The keys of [`CommonOptions`] in the settings file.
+pub const COMMON_KEYS: &[&str] = &[
+    "arbiter",
+    "host",
+    "control",
+    "heartbeat_ms",
+    "suspect_after_ms",
+    "streams",
+    "pin",
+    "spin_us",
+    "record",
+];
+
+/// Options of `protect` and `backup` alike.
+#[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommonOptions {
+    /// Who decides which host may run the guest: `file:DIRECTORY` (compare-and-swap on a file
+    /// that both hosts reach) or `none` (no arbiter: see docs/operations.md for what may then be
+    /// automatic) [default: none]
+    #[arg(long, value_name = "ARBITER")]
+    pub arbiter: Option<String>,
+
+    /// This host's name in the arbiter's record; must differ between the hosts [default: the
+    /// machine's host name, with `-backup` behind it on a backup]
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+
+    /// Control socket of this instance, for `romulus status`, `failover` and `stop` [default:
+    /// /run/romulus/protect.sock or backup.sock, or below $XDG_RUNTIME_DIR when not root]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
+    /// Heartbeats are sent this often, in milliseconds; more often notices a dead host more
+    /// surely at a small cost in packets [default: 20]
+    #[arg(long, value_name = "MS")]
+    pub heartbeat_ms: Option<u64>,
+
+    /// The other host is suspected after so long without a sign of life, in milliseconds. Shorter
+    /// means faster reaction and more false alarms on a busy machine; the backup's must be longer
+    /// than the primary's plus the time of a swap [default: 150 on the primary, 260 on the backup]
+    #[arg(long, value_name = "MS")]
+    pub suspect_after_ms: Option<u64>,
+
+    /// Data streams of the TCP fabric; more use more cores [default: 2]
+    #[arg(long, value_name = "N")]
+    pub streams: Option<usize>,
+
+    /// Cores of the named threads: `off`, `auto`, or a list as in `capture=2,sender=3`
+    /// [default: off]
+    #[arg(long, value_name = "PLAN")]
+    pub pin: Option<String>,
+
+    /// Spin for so many microseconds before a wait blocks. Lowers latency where a core is to
+    /// spare, starves the others where none is [default: 0]
+    #[arg(long, value_name = "US")]
+    pub spin_us: Option<u64>,
+
+    /// Record all messages and commit slots to this file, for scripts/verify_protocol.py
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+}
+
+impl CommonOptions {
+    /// Takes what is unset from the settings file.
+    pub fn or(mut self, file: CommonOptions) -> Self {
+        fill_unset!(
+            self,
+            file,
+            [arbiter, host, control, heartbeat_ms, suspect_after_ms, streams, pin, spin_us, record]
+        );
+        self
+    }
+
+    /// Who decides.
+    pub fn arbiter(&self) -> &str {
+        self.arbiter.as_deref().unwrap_or("none")
+    }
+
+    /// This host's name.
+    pub fn host(&self, suffix: &str) -> String {
+        self.host.clone().unwrap_or_else(|| {
+            let uname = rustix::system::uname();
+            format!("{}{suffix}", uname.nodename().to_string_lossy())
+        })
+    }
+
+    /// How often heartbeats are sent.
+    pub fn heartbeat_every(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms.unwrap_or(20))
+    }
+
+    /// When the other host is suspected.
+    pub fn suspect_after(&self, default_ms: u64) -> Result<Duration, Failure> {
+        let after = Duration::from_millis(self.suspect_after_ms.unwrap_or(default_ms));
+        if after < self.heartbeat_every() * 2 {
+            return Err(Failure::usage(format!(
+                "--suspect-after-ms {} is less than two heartbeats ({} ms each): every hiccup would be \
+                 taken for a death; raise it, or lower --heartbeat-ms",
+                after.as_millis(),
+                self.heartbeat_every().as_millis()
+            )));
+        }
+        Ok(after)
+    }
+
+    /// Data streams.
+    pub fn streams(&self) -> Result<usize, Failure> {
+        match self.streams.unwrap_or(2) {
+            n @ 1..=64 => Ok(n),
+            n => Err(Failure::usage(format!("--streams {n}: 1 to 64 are possible"))),
+        }
+    }
+
+    /// Spinning before a wait blocks.
+    pub fn spin(&self) -> Duration {
+        Duration::from_micros(self.spin_us.unwrap_or(0))
+    }
+}

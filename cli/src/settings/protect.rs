@@ -1,0 +1,169 @@
+//! Settings of `romulus protect`.
+
+use std::time::Duration;
+
+use crate::exit::Failure;
+use crate::settings::common::CommonOptions;
+use crate::settings::fill_unset;
+
+/// Options of `romulus protect`.
+#[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectOptions {
+    /// The guest to protect: `qemu:PATH` with the path of its QMP socket. Nobody else may be
+    /// connected to that socket
+    #[arg(long, value_name = "GUEST")]
+    pub guest: Option<String>,
+
+    /// Address of the backup (`romulus backup --listen`)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub backup: Option<String>,
+
+    /// The guest's name: the key of its record, the same for every session [default: the name
+    /// the hypervisor knows, else `guest`]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Length of an epoch in milliseconds: 25 makes 40 checkpoints a second. Shorter lowers the
+    /// clients' latency and raises the guest's cost [default: 25]
+    #[arg(long, value_name = "MS")]
+    pub interval_ms: Option<f64>,
+
+    /// End an epoch early when about this many pages are dirty; 0 turns the watermark off. It
+    /// costs scans of the guest's page tables during the epoch [default: 0]
+    #[arg(long, value_name = "PAGES")]
+    pub watermark_pages: Option<u64>,
+
+    /// Captured but uncommitted epochs at most. More hide a slow network, and need more spare
+    /// memory at the backup [default: 2]
+    #[arg(long, value_name = "N")]
+    pub depth: Option<u64>,
+
+    /// Spare frames at the backup in MiB. An epoch that changes more than this forces a new full
+    /// synchronization; takeover copies at most this much [default: a quarter of the guest, at
+    /// least 64 and at most 1024]
+    #[arg(long, value_name = "MIB")]
+    pub spare_mib: Option<u64>,
+
+    /// Staging memory on this host in MiB. A larger epoch is sent while the guest is paused
+    /// [default: 64]
+    #[arg(long, value_name = "MIB")]
+    pub staging_mib: Option<u64>,
+
+    /// `staged` copies dirty pages and lets the guest run on while they are sent; `direct` sends
+    /// them from guest memory while it is paused [default: staged]
+    #[arg(long, value_name = "MODE")]
+    pub capture: Option<String>,
+
+    /// Threads that help to copy the dirty pages of large epochs [default: 0]
+    #[arg(long, value_name = "N")]
+    pub copy_threads: Option<usize>,
+
+    /// Threads that scan the guest's page tables; more help above some 16 GiB [default: 1]
+    #[arg(long, value_name = "N")]
+    pub scan_threads: Option<usize>,
+
+    /// Largest CPU and device state accepted, in KiB [default: 4096]
+    #[arg(long, value_name = "KIB")]
+    pub state_kib: Option<u64>,
+
+    /// Protect a guest with a writable disk although disks are not replicated: after a takeover
+    /// its disk is AHEAD of its memory, and what it holds is probably damaged
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_unreplicated_disk: Option<bool>,
+
+    /// Protect a guest with a network card although its output is not held: after a takeover
+    /// clients can have seen answers that the guest no longer knows of
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_ungated_network: Option<bool>,
+
+    /// Run without the guard process: a guest that is paused when Romulus is killed stays paused
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub no_guard: Option<bool>,
+
+    /// Under `--arbiter none`: what happens when the backup is lost: `automatic` (go on alone) or
+    /// `manual` (hold output until told) [default: automatic]
+    #[arg(long, value_name = "HOW")]
+    pub solo: Option<String>,
+
+    #[command(flatten)]
+    #[serde(skip)]
+    #[allow(missing_docs)]
+    pub common: CommonOptions,
+}
+
+impl ProtectOptions {
+    /// Takes what is unset from the settings file.
+    pub fn or(mut self, file: ProtectOptions) -> Self {
+        fill_unset!(
+            self,
+            file,
+            [
+                guest,
+                backup,
+                name,
+                interval_ms,
+                watermark_pages,
+                depth,
+                spare_mib,
+                staging_mib,
+                capture,
+                copy_threads,
+                scan_threads,
+                state_kib,
+                allow_unreplicated_disk,
+                allow_ungated_network,
+                no_guard,
+                solo
+            ]
+        );
+        self.common = self.common.or(file.common);
+        self
+    }
+
+    /// Length of an epoch.
+    pub fn interval(&self) -> Result<Duration, Failure> {
+        let ms = self.interval_ms.unwrap_or(25.0);
+        if !(0.5..=60_000.0).contains(&ms) {
+            return Err(Failure::usage(format!("--interval-ms {ms}: 0.5 to 60000 are possible")));
+        }
+        Ok(Duration::from_secs_f64(ms / 1_000.0))
+    }
+
+    /// D.
+    pub fn depth(&self) -> Result<u64, Failure> {
+        match self.depth.unwrap_or(2) {
+            n @ 1..=16 => Ok(n),
+            n => Err(Failure::usage(format!("--depth {n}: 1 to 16 are possible"))),
+        }
+    }
+
+    /// Spare frames for a guest of this many pages.
+    pub fn spare_pages(&self, guest_pages: u64) -> u64 {
+        let pages_per_mib = (1 << 20) / romulus_checkpoint::PAGE_BYTES;
+        match self.spare_mib {
+            Some(mib) => mib.max(1) * pages_per_mib,
+            None => (guest_pages / 4).clamp(64 * pages_per_mib, 1024 * pages_per_mib),
+        }
+    }
+
+    /// `staged` or `direct`.
+    pub fn direct_capture(&self) -> Result<bool, Failure> {
+        word(&self.capture, "--capture", "staged", "direct").map(|staged| !staged)
+    }
+
+    /// Whether the primary goes solo by itself.
+    pub fn solo_automatic(&self) -> Result<bool, Failure> {
+        word(&self.solo, "--solo", "automatic", "manual")
+    }
+}
+
+/// Whether a two-valued option has its first value, which is the default.
+pub(crate) fn word(value: &Option<String>, option: &str, first: &str, second: &str) -> Result<bool, Failure> {
+    match value.as_deref() {
+        None => Ok(true),
+        Some(word) if word == first => Ok(true),
+        Some(word) if word == second => Ok(false),
+        Some(other) => Err(Failure::usage(format!("{option} {other}: `{first}` or `{second}` is possible"))),
+    }
+}

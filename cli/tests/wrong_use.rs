@@ -1,0 +1,149 @@
+//! Wrong use, as a new user would make it: each ends with a clear message and the documented exit
+//! code, and the guest runs on.
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+fn romulus(arguments: &[&str]) -> Output {
+    Command::new(support::program()).args(arguments).output().expect("running romulus")
+}
+
+/// Runs romulus and asserts its exit code and words of its message.
+fn refused(arguments: &[&str], code: i32, words: &[&str]) {
+    let output = romulus(arguments);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
+    for word in words {
+        assert!(message.contains(word), "{arguments:?} does not say {word:?}: {message}");
+    }
+    assert!(!message.contains("panicked"), "{message}");
+}
+
+#[test]
+fn wrong_options_and_settings() {
+    refused(&["protect", "--intervall-ms", "3"], 2, &["--intervall-ms", "--interval-ms"]);
+    refused(&["protect"], 2, &["--guest"]);
+    refused(&["protect", "--guest", "vmware:x", "--backup", "127.0.0.1:1"], 2, &["vmware", "qemu:"]);
+    refused(&["protect", "--guest", "qemu:/x", "--backup", "nonsense"], 2, &["nonsense"]);
+    refused(
+        &["protect", "--guest", "qemu:/x", "--backup", "127.0.0.1:1", "--interval-ms", "0"],
+        2,
+        &["--interval-ms"],
+    );
+    refused(
+        &["protect", "--guest", "qemu:/x", "--backup", "127.0.0.1:1", "--suspect-after-ms", "10"],
+        2,
+        &["heartbeat"],
+    );
+    refused(&["--config", "/nonexistent.toml", "protect"], 2, &["/nonexistent.toml"]);
+    refused(&["backup", "--listen", "127.0.0.1:0"], 2, &["--standby"]);
+    refused(
+        &["backup", "--listen", "127.0.0.1:0", "--standby", "/nonexistent.args"],
+        2,
+        &["/nonexistent.args"],
+    );
+    refused(&["status", "--control", "/nonexistent.sock"], 1, &["/nonexistent.sock", "running"]);
+}
+
+#[test]
+fn a_socket_that_is_not_there_and_one_that_is_not_qmp() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = dir.path().join("protect.sock");
+    let control = control.to_str().unwrap();
+    let missing = format!("qemu:{}", dir.path().join("qmp.sock").display());
+    refused(
+        &["protect", "--control", control, "--guest", &missing, "--backup", "127.0.0.1:1"],
+        1,
+        &["qmp.sock"],
+    );
+}
+
+#[test]
+fn a_port_that_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let standby = dir.path().join("standby.args");
+    std::fs::write(&standby, "qemu-system-x86_64\n-object\nmemory-backend-file,mem-path={image}\n").unwrap();
+    let control = dir.path().join("backup.sock");
+    refused(
+        &[
+            "backup",
+            "--listen",
+            &address,
+            "--standby",
+            standby.to_str().unwrap(),
+            "--control",
+            control.to_str().unwrap(),
+        ],
+        1,
+        &[&address],
+    );
+}
+
+/// Everything that needs a guest, on one guest: after each the guest still runs.
+#[test]
+fn around_a_running_guest() {
+    let mut stage = support::stage();
+    let mut console = stage.start_guest().expect("a guest");
+    let address = stage.start_backup("127.0.0.1:0").expect("a backup");
+
+    // Garbage at the backup's port, before and during protection.
+    let garbage = |_: &str| {
+        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[]] {
+            let mut stranger = TcpStream::connect(&address).expect("the backup listens");
+            let _ = stranger.write_all(bytes);
+        }
+        // One that says nothing at all stays open over the next steps.
+        TcpStream::connect(&address).expect("the backup listens")
+    };
+    let _silent = garbage("before");
+    stage.start_protect(&address, 25.0).expect("protection");
+    stage.wait_protected().expect("protected");
+    let _silent_too = garbage("during");
+
+    // A second protector of the same guest, and a second backup on the same control socket.
+    let qmp = format!("qemu:{}", stage.qmp().display());
+    let other = stage.dir().join("other.sock");
+    refused(
+        &["protect", "--guest", &qmp, "--backup", &address, "--control", other.to_str().unwrap()],
+        3,
+        &["qmp"],
+    );
+
+    let backup = stage.backup.as_mut().expect("the backup runs");
+    backup
+        .wait_for("protection in spite of all", Duration::from_secs(5), |status| {
+            (status["state"] == "protected").then_some(())
+        })
+        .unwrap();
+    let before = console.last.unwrap().counter;
+    let protect = stage.protect.as_mut().expect("protect runs");
+    protect
+        .wait_for("running guest", Duration::from_secs(10), |_| {
+            console.poll();
+            (console.last?.counter > before + 20).then_some(())
+        })
+        .unwrap();
+
+    // A clean end leaves the guest running and nothing behind.
+    let control = protect.control.clone();
+    let output = romulus(&["stop", "--control", control.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let exit = protect.child.wait().expect("protect ends");
+    assert_eq!(exit.code(), Some(0), "{}", std::fs::read_to_string(&protect.log).unwrap_or_default());
+    assert!(!control.exists());
+    console.poll();
+    let before = console.last.unwrap().counter;
+    let mut tries = 0;
+    while console.last.unwrap().counter < before + 20 {
+        console.poll();
+        tries += 1;
+        assert!(tries < 2_000, "the guest stands still after `romulus stop`");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

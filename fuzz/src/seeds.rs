@@ -1,0 +1,112 @@
+//! Valid encodings, from which fuzzing starts.
+
+#[path = "../../checkpoint/tests/wire_samples/mod.rs"]
+mod wire_samples;
+
+use std::path::Path;
+
+use romulus_checkpoint::arbiter::{Ownership, Record, record_file};
+use romulus_checkpoint::wire::record::{Recorder, Role};
+use romulus_checkpoint::wire::slot;
+use romulus_checkpoint::{ConnectionNumber, FrameIndex, Generation, PageIndex, Transfer};
+use romulus_transport::Memory;
+use romulus_transport::tcp::wire::{
+    self, Answer, ControlHeader, ControlKind, DataHeader, Descriptor, Offer, Preface,
+};
+
+use crate::slot_identity;
+
+/// Where a target is to write its seeds, instead of fuzzing.
+const DIRECTORY: &str = "ROMULUS_FUZZ_SEEDS";
+
+/// Called by each target as it starts: if the environment asks for it, writes the target's seeds
+/// and ends the process.
+pub fn write_if_asked(seeds: fn(&Path) -> Vec<Vec<u8>>) {
+    let Some(directory) = std::env::var_os(DIRECTORY) else { return };
+    let directory = Path::new(&directory);
+    let written = std::fs::create_dir_all(directory).and_then(|()| {
+        let mut all = seeds(directory).into_iter().enumerate();
+        all.try_for_each(|(index, seed)| std::fs::write(directory.join(format!("seed-{index}")), seed))
+    });
+    if let Err(error) = written {
+        eprintln!("cannot write seeds to {}: {error}", directory.display());
+        std::process::exit(2);
+    }
+    std::process::exit(0);
+}
+
+/// Every kind of message.
+pub fn messages(_directory: &Path) -> Vec<Vec<u8>> {
+    wire_samples::messages().iter().map(wire_samples::bytes_of).collect()
+}
+
+/// Slots from empty to several batches of extents.
+pub fn slots(_directory: &Path) -> Vec<Vec<u8>> {
+    [(0, 0), (1, 10), (40, 300), (300, 70)].map(|(transfers, state)| slot_of(transfers, state)).into()
+}
+
+fn slot_of(transfers: u64, state_bytes: usize) -> Vec<u8> {
+    let (identity, epoch) = slot_identity();
+    let transfers: Vec<Transfer> = (0..transfers)
+        .map(|n| Transfer { first_page: PageIndex(4 * n), first_frame: FrameIndex(1000 + 4 * n), pages: 3 })
+        .collect();
+    let offset = slot::state_offset_bytes(transfers.len() as u64) as usize;
+    let memory = Memory::anonymous(offset + state_bytes);
+    let checksum = slot::checksum(&memory, offset, state_bytes);
+    slot::encode(&identity, epoch, &transfers, state_bytes as u64, checksum, &memory)
+        .expect("the memory is made to fit");
+    let mut bytes = vec![0; offset + state_bytes];
+    memory.read(0, &mut bytes);
+    bytes
+}
+
+/// Records of every ownership.
+pub fn record_files(_directory: &Path) -> Vec<Vec<u8>> {
+    let (primary, backup) = (String::from("left"), String::from("right"));
+    let all = [
+        Ownership::Protected { primary: primary.clone(), backup: backup.clone() },
+        Ownership::Solo { primary },
+        Ownership::Owned { backup },
+        Ownership::Ended,
+    ];
+    let record = |ownership| Record { ownership, generation: Generation(7), nonce: 0xc0ffee };
+    all.map(|ownership| record_file::format("vm", &record(ownership)).expect("a valid record")).into()
+}
+
+/// A recording with a record of every kind; made in `directory` itself.
+pub fn recordings(directory: &Path) -> Vec<Vec<u8>> {
+    let path = directory.join("recording");
+    let recorder = Recorder::create(&path, Role::Backup, 1 << 20).expect("a file in a fresh directory");
+    recorder.connected(ConnectionNumber(1));
+    for message in wire_samples::messages() {
+        recorder.received(&wire_samples::bytes_of(&message));
+    }
+    recorder.marker(1);
+    let slot = slot_of(2, 50);
+    let memory = Memory::anonymous(slot.len());
+    memory.write(0, &slot);
+    recorder.slot(&memory);
+    recorder.disconnected();
+    drop(recorder);
+    vec![std::fs::read(&path).expect("the recording just made")]
+}
+
+/// Every item of the tcp fabric, behind the byte that chooses its decoder.
+pub fn tcp_items(_directory: &Path) -> Vec<Vec<u8>> {
+    let token = [7; wire::TOKEN_BYTES];
+    let message = ControlHeader { kind: ControlKind::Message, len_bytes: 72 };
+    let heartbeat = ControlHeader { kind: ControlKind::Heartbeat, len_bytes: 0 };
+    let answer = Answer { streams: 4, heartbeat_every_us: 5000, token, chunks_bytes: vec![1 << 30, 4096] };
+    let items: [(u8, Vec<u8>); 9] = [
+        (0, wire::encode_preface(&Preface::Control).into()),
+        (0, wire::encode_preface(&Preface::Data { stream: 3, token }).into()),
+        (1, wire::encode_control_header(&message).into()),
+        (1, wire::encode_control_header(&heartbeat).into()),
+        (2, wire::encode_data_header(&DataHeader::Writes { count: 2, payload_bytes: 8192 }).into()),
+        (2, wire::encode_data_header(&DataHeader::Marker { marker: 9 }).into()),
+        (3, wire::encode_descriptor(&Descriptor { offset: 4096, len_bytes: 8192 }).into()),
+        (4, wire::encode_offer(&Offer { streams: 4, heartbeat_every_us: 5000 })),
+        (5, wire::encode_answer(&answer)),
+    ];
+    items.into_iter().map(|(which, bytes)| [vec![which], bytes].concat()).collect()
+}

@@ -1,0 +1,109 @@
+//! Markers fence writes.
+
+use std::time::Duration;
+
+use super::Subject;
+use super::pair::{Pair, expect_end, expect_event, expect_message};
+use super::pattern::Choices;
+use crate::error::{CloseReason, TransportError};
+use crate::fabric::{Event, MessageBuffer};
+
+const ROUNDS: u64 = 200;
+const AREA_BYTES: u64 = 256 * 1024;
+/// Rounds on their way at a time, each with an area of its own.
+const DEPTH: u64 = 4;
+
+/// At a fence, every write posted before it is there, while later rounds are on their way. The
+/// receiver acknowledges a round by a message once it has looked, then its area is used again.
+pub fn a_fence_comes_after_every_write_before_it(subject: &Subject) {
+    let pair = Pair::new(subject, (AREA_BYTES * DEPTH) as usize, &[(AREA_BYTES * DEPTH) as usize]);
+    let (initiator, responder) = (&*pair.initiator, &*pair.responder);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut choices = Choices::new(4);
+            for round in 1..=ROUNDS {
+                if round > DEPTH {
+                    let acknowledged = expect_message(initiator, pair.patience);
+                    assert_eq!(acknowledged, (round - DEPTH).to_le_bytes());
+                }
+                initiator.completed(round.saturating_sub(DEPTH), pair.patience).expect("completion");
+                let area = round % DEPTH * AREA_BYTES;
+                pair.source.write(area as usize, &vec![round as u8; AREA_BYTES as usize]);
+                let mut at = 0;
+                while at < AREA_BYTES {
+                    let len_bytes = (1 + choices.below(60_000)).min(AREA_BYTES - at);
+                    initiator.write(&[pair.write(area + at, area + at, len_bytes)]).expect("writing");
+                    at += len_bytes;
+                }
+                initiator.mark(round).expect("marking");
+            }
+        });
+        for round in 1..=ROUNDS {
+            pair.expect_fence(round);
+            let mut bytes = vec![0; AREA_BYTES as usize];
+            pair.target[0].read((round % DEPTH * AREA_BYTES) as usize, &mut bytes);
+            let missing = bytes.iter().filter(|byte| **byte != round as u8).count();
+            assert_eq!(missing, 0, "bytes missing at the fence of round {round}");
+            responder.send(&round.to_le_bytes()).expect("acknowledging");
+        }
+    });
+}
+
+/// Fences come one for each marker, also for those without writes, and when the receiver looks
+/// late; numbers may grow by any step.
+pub fn markers_come_in_order_and_none_is_left_out(subject: &Subject) {
+    const MARKERS: u64 = 2000;
+    let pair = Pair::new(subject, 4096, &[4096]);
+    let number = |index: u64| index * index + 1;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for index in 0..MARKERS {
+                if index % 3 == 0 {
+                    pair.initiator.write(&[pair.write(0, index % 4000, 64)]).expect("writing");
+                }
+                pair.initiator.mark(number(index)).expect("marking");
+            }
+        });
+        for index in 0..MARKERS {
+            pair.expect_fence(number(index));
+        }
+    });
+}
+
+/// A marker that does not exceed the one before is refused, and the connection goes on.
+pub fn markers_that_do_not_grow_are_refused(subject: &Subject) {
+    let pair = Pair::new(subject, 4096, &[4096]);
+    pair.initiator.mark(5).expect("marking");
+    for marker in [5, 4, 0, u64::MAX] {
+        let result = pair.initiator.mark(marker);
+        assert!(matches!(result, Err(TransportError::Invalid(_))), "marker {marker}: {result:?}");
+    }
+    pair.initiator.mark(6).expect("marking");
+    pair.expect_fence(5);
+    pair.expect_fence(6);
+    let event = pair.responder.next_event(&mut MessageBuffer::default(), Duration::ZERO).expect("next_event");
+    assert_eq!(event, Event::Idle);
+}
+
+/// Local completion comes for every marker, and memory may change after it.
+pub fn completion_reaches_every_marker(subject: &Subject) {
+    let pair = Pair::new(subject, 1 << 20, &[1 << 20]);
+    for round in 1..=20u64 {
+        pair.source.write(0, &vec![round as u8; 1 << 20]);
+        pair.initiator.write(&[pair.write(0, 0, 1 << 20)]).expect("writing");
+        pair.initiator.mark(round).expect("marking");
+        assert_eq!(pair.initiator.completed(round, pair.patience).expect("completion"), round);
+        pair.source.write(0, &vec![0xee; 1 << 20]);
+        pair.expect_fence(round);
+        assert!(pair.target_bytes().iter().all(|byte| *byte == round as u8), "round {round}");
+    }
+    let highest = pair.initiator.completed(1, Duration::ZERO).expect("completion");
+    assert_eq!(highest, 20, "the highest is told, not the one asked for");
+    pair.initiator.close();
+    let (_, reason) = expect_end(&*pair.initiator, pair.patience);
+    assert_eq!(reason, CloseReason::Local);
+    let beyond = pair.initiator.completed(21, pair.patience);
+    assert!(matches!(beyond, Err(TransportError::Closed(_))), "{beyond:?}");
+    let event = expect_event(&*pair.responder, &mut MessageBuffer::default(), pair.patience);
+    assert!(matches!(event, Event::Closed(_)), "{event:?}");
+}

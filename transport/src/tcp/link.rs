@@ -1,0 +1,135 @@
+//! What the threads of one established connection share: its sockets, and how it ends.
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::socket::Signal;
+use crate::error::CloseReason;
+
+/// How long the other streams may go on after one of them has ended, so that what the peer sent
+/// before its end is still received.
+pub(super) const LINGER: Duration = Duration::from_millis(200);
+
+/// Locks, also after a panic elsewhere: no state here is left half changed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug, Default)]
+struct Fate {
+    /// A stream has ended by itself.
+    lost: Option<(CloseReason, Instant)>,
+    /// The connection has ended.
+    ended: Option<CloseReason>,
+}
+
+/// A connection's sockets and its end.
+///
+/// It ends in up to three steps. *Lost*: a stream has ended, the others linger. *Ended*: all
+/// sockets are shut down, what the kernel has received can still be read. *Closed*: nobody reads
+/// any more.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub control: TcpStream,
+    pub data: Vec<TcpStream>,
+    /// Raised when `next_event` should look again.
+    pub wake: Signal,
+    /// Raised for good when the connection has ended.
+    pub ended: Signal,
+    fate: Mutex<Fate>,
+    is_lost: AtomicBool,
+    is_ended: AtomicBool,
+    is_closed: AtomicBool,
+    receivers: AtomicUsize,
+}
+
+impl Link {
+    pub(super) fn new(control: TcpStream, data: Vec<TcpStream>) -> io::Result<Self> {
+        Ok(Link {
+            control,
+            data,
+            wake: Signal::new()?,
+            ended: Signal::new()?,
+            fate: Mutex::default(),
+            is_lost: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            receivers: AtomicUsize::new(0),
+        })
+    }
+
+    /// A stream has ended by itself.
+    pub(super) fn lose(&self, reason: CloseReason) {
+        lock(&self.fate).lost.get_or_insert_with(|| (reason, Instant::now()));
+        self.is_lost.store(true, Ordering::Release);
+        self.wake.raise();
+    }
+
+    /// When the streams that are left must end too, and why.
+    pub(super) fn lost(&self) -> Option<(CloseReason, Instant)> {
+        if !self.is_lost.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.fate).lost.clone().map(|(reason, since)| (reason, since + LINGER))
+    }
+
+    /// Ends the connection; the first reason stays. Shuts all sockets down, which wakes every
+    /// thread that waits on one.
+    pub(super) fn end(&self, reason: CloseReason) -> CloseReason {
+        let reason = lock(&self.fate).ended.get_or_insert(reason).clone();
+        self.is_ended.store(true, Ordering::Release);
+        for socket in self.data.iter().chain([&self.control]) {
+            // It fails when the peer has gone already, which is as good.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+        self.ended.raise();
+        self.wake.raise();
+        reason
+    }
+
+    /// Why the connection has ended, if it has.
+    pub(super) fn end_reason(&self) -> Option<CloseReason> {
+        if !self.is_ended.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.fate).ended.clone()
+    }
+
+    /// From now on nobody reads what was received.
+    pub(super) fn set_closed(&self) {
+        self.is_closed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+
+    /// A receiving thread is about to start.
+    pub(super) fn receiver_starts(&self) {
+        self.receivers.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A receiving thread will place nothing any more.
+    pub(super) fn receiver_finished(&self) {
+        self.receivers.fetch_sub(1, Ordering::AcqRel);
+        self.wake.raise();
+    }
+
+    /// Whether all receiving threads have finished.
+    pub(super) fn receivers_finished(&self) -> bool {
+        self.receivers.load(Ordering::Acquire) == 0
+    }
+}
+
+/// The reason that a failed system call on a socket stands for.
+pub(super) fn reason_of(error: &io::Error, what: &str) -> CloseReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            CloseReason::Peer(format!("{what}: {error}"))
+        }
+        _ => CloseReason::Failed(format!("{what}: {error}")),
+    }
+}

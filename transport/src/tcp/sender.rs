@@ -1,0 +1,273 @@
+//! Posts one-sided writes: gathers headers and payload straight from registered memory into
+//! the sockets, spread over the data streams as they take it.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+
+use super::control::is_passing;
+use super::link::{Link, reason_of};
+use super::socket::{readable, wait, writable};
+use super::spans::Spans;
+use super::wire::{
+    DATA_HEADER_BYTES, DESCRIPTOR_BYTES, DataHeader, Descriptor, MAX_DESCRIPTORS, MAX_STREAMS,
+    encode_data_header, encode_descriptor,
+};
+use crate::error::TransportError;
+use crate::fabric::{RegionId, Write};
+use crate::memory::Memory;
+
+/// Payload of one frame, in bytes: large enough that system calls do not count, small enough
+/// that the streams share even a small load and a frame is still in the cache when it is read.
+const FRAME_BYTES: u64 = 256 * 1024;
+/// Most registered regions.
+const MAX_REGIONS: usize = 65_536;
+
+/// The shape of the peer's arena: chunks by first offset and length.
+#[derive(Debug, Default)]
+pub(super) struct ArenaShape(Vec<(u64, u64)>);
+
+impl ArenaShape {
+    /// From the lengths of the chunks in order, whose sum must not overflow.
+    pub(super) fn new(chunks_bytes: &[u64]) -> Self {
+        let mut base = 0;
+        let chunk = |len_bytes: &u64| {
+            let chunk = (base, *len_bytes);
+            base += len_bytes;
+            chunk
+        };
+        ArenaShape(chunks_bytes.iter().map(chunk).collect())
+    }
+
+    /// Whether a write fits into one chunk.
+    fn holds(&self, offset: u64, len_bytes: u64) -> bool {
+        let index = self.0.partition_point(|(base, _)| *base <= offset);
+        let Some((base, chunk_bytes)) = index.checked_sub(1).map(|index| self.0[index]) else { return false };
+        (offset - base).checked_add(len_bytes).is_some_and(|end| end <= chunk_bytes)
+    }
+}
+
+/// What is left of the writes of one call.
+struct Rest<'a> {
+    writes: &'a [Write],
+    /// Bytes of the first one that are posted already.
+    done_bytes: u64,
+}
+
+impl Rest<'_> {
+    /// Takes a contiguous piece of at most `limit_bytes`: region, local offset, remote offset,
+    /// length.
+    fn take(&mut self, limit_bytes: u64) -> Option<(RegionId, u64, u64, u64)> {
+        let (first, later) = self.writes.split_first()?;
+        let len_bytes = (first.len_bytes - self.done_bytes).min(limit_bytes);
+        let piece = (
+            first.region,
+            first.local_offset + self.done_bytes,
+            first.remote_offset + self.done_bytes,
+            len_bytes,
+        );
+        self.done_bytes += len_bytes;
+        if self.done_bytes == first.len_bytes {
+            self.writes = later;
+            self.done_bytes = 0;
+        }
+        Some(piece)
+    }
+}
+
+/// The frame that a stream is sending.
+struct Lane {
+    head: Box<[u8; DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES]>,
+    spans: Spans,
+}
+
+impl Lane {
+    fn new() -> Self {
+        Lane {
+            head: Box::new([0; DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES]),
+            spans: Spans::with_capacity(MAX_DESCRIPTORS + 1),
+        }
+    }
+
+    /// Makes the next frame; false when nothing is left to send.
+    fn fill(&mut self, rest: &mut Rest<'_>, regions: &[Memory]) -> bool {
+        self.spans.clear();
+        // SAFETY: an empty span; the head takes its place below, when it is written.
+        unsafe { self.spans.push(self.head.as_mut_ptr(), 0) }
+        let (mut count, mut payload_bytes) = (0, 0);
+        while count < MAX_DESCRIPTORS && payload_bytes < FRAME_BYTES {
+            let Some((region, local, remote, len_bytes)) = rest.take(FRAME_BYTES - payload_bytes) else {
+                break;
+            };
+            if len_bytes == 0 {
+                continue;
+            }
+            let descriptor = Descriptor { offset: remote, len_bytes: len_bytes as u32 };
+            let at = DATA_HEADER_BYTES + count * DESCRIPTOR_BYTES;
+            self.head[at..at + DESCRIPTOR_BYTES].copy_from_slice(&encode_descriptor(&descriptor));
+            let pointer = regions[region.0 as usize].pointer(local as usize, len_bytes as usize);
+            // SAFETY: the region stays registered, and so mapped, as long as the poster lives.
+            unsafe { self.spans.push(pointer, len_bytes as usize) }
+            count += 1;
+            payload_bytes += len_bytes;
+        }
+        if count == 0 {
+            self.spans.clear();
+            return false;
+        }
+        self.head[..DATA_HEADER_BYTES]
+            .copy_from_slice(&encode_data_header(&DataHeader::Writes { count, payload_bytes }));
+        let head_bytes = DATA_HEADER_BYTES + count * DESCRIPTOR_BYTES;
+        // SAFETY: the boxed head has room for MAX_DESCRIPTORS descriptors, lives as long as
+        // `self` and does not change until it is sent.
+        unsafe { self.spans.replace_first(self.head.as_mut_ptr(), head_bytes) }
+        true
+    }
+
+    fn fill_marker(&mut self, marker: u64) {
+        self.head[..DATA_HEADER_BYTES].copy_from_slice(&encode_data_header(&DataHeader::Marker { marker }));
+        self.spans.clear();
+        // SAFETY: the boxed head lives as long as `self` and does not change until sent.
+        unsafe { self.spans.push(self.head.as_mut_ptr(), DATA_HEADER_BYTES) }
+    }
+
+    /// Sends what fits; false when nothing does.
+    fn push(&mut self, socket: &TcpStream) -> io::Result<bool> {
+        match self.spans.send(socket.as_fd()) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(error) if is_passing(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The posting side of a connection.
+pub(super) struct Poster {
+    regions: Vec<Memory>,
+    arena: ArenaShape,
+    lanes: Vec<Lane>,
+    /// Where the next call starts, so that small loads use the streams in turn.
+    next_lane: usize,
+    last_marker: u64,
+}
+
+impl Poster {
+    pub(super) fn new(streams: usize, arena: ArenaShape) -> Self {
+        Poster {
+            regions: Vec::new(),
+            arena,
+            lanes: (0..streams).map(|_| Lane::new()).collect(),
+            next_lane: 0,
+            last_marker: 0,
+        }
+    }
+
+    pub(super) fn register(&mut self, memory: Memory) -> Result<RegionId, TransportError> {
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(TransportError::Invalid(format!("more than {MAX_REGIONS} regions")));
+        }
+        self.regions.push(memory);
+        Ok(RegionId(self.regions.len() as u32 - 1))
+    }
+
+    pub(super) fn last_marker(&self) -> u64 {
+        self.last_marker
+    }
+
+    /// Sends writes; returns when the kernel has copied all of them, and says how many bytes.
+    pub(super) fn write(&mut self, link: &Link, writes: &[Write]) -> Result<u64, TransportError> {
+        for write in writes {
+            self.check(write)?;
+        }
+        let mut rest = Rest { writes, done_bytes: 0 };
+        loop {
+            let mut progress = false;
+            for turn in 0..self.lanes.len() {
+                let index = (self.next_lane + turn) % self.lanes.len();
+                let lane = &mut self.lanes[index];
+                if lane.spans.is_empty() && !lane.fill(&mut rest, &self.regions) {
+                    continue;
+                }
+                progress |= push(lane, link, index)?;
+            }
+            if rest.writes.is_empty() && self.lanes.iter().all(|lane| lane.spans.is_empty()) {
+                break;
+            }
+            if !progress {
+                self.wait_for_room(link)?;
+            }
+        }
+        self.next_lane = (self.next_lane + 1) % self.lanes.len().max(1);
+        Ok(writes.iter().map(|write| write.len_bytes).sum())
+    }
+
+    /// Sends a marker on every stream.
+    pub(super) fn mark(&mut self, link: &Link, marker: u64) -> Result<(), TransportError> {
+        if self.lanes.is_empty() {
+            return Err(TransportError::Invalid("only the initiator marks".into()));
+        }
+        if marker <= self.last_marker || marker == u64::MAX {
+            let last = self.last_marker;
+            return Err(TransportError::Invalid(format!("marker {marker} after marker {last}")));
+        }
+        self.last_marker = marker;
+        self.lanes.iter_mut().for_each(|lane| lane.fill_marker(marker));
+        loop {
+            let mut progress = false;
+            for (index, lane) in self.lanes.iter_mut().enumerate() {
+                if !lane.spans.is_empty() {
+                    progress |= push(lane, link, index)?;
+                }
+            }
+            if self.lanes.iter().all(|lane| lane.spans.is_empty()) {
+                return Ok(());
+            }
+            if !progress {
+                self.wait_for_room(link)?;
+            }
+        }
+    }
+
+    /// Refuses a write that leaves its region or the peer's arena.
+    fn check(&self, write: &Write) -> Result<(), TransportError> {
+        let Some(region) = self.regions.get(write.region.0 as usize) else {
+            return Err(TransportError::Invalid(format!("unknown {:?}", write.region)));
+        };
+        let end = write.local_offset.checked_add(write.len_bytes);
+        if end.is_none_or(|end| end > region.len_bytes() as u64) {
+            return Err(TransportError::Invalid(format!("{write:?} leaves its region of {region:?}")));
+        }
+        if !self.arena.holds(write.remote_offset, write.len_bytes) {
+            let what = format!("{write:?} leaves the peer's arena or one chunk of it");
+            return Err(TransportError::Invalid(what));
+        }
+        Ok(())
+    }
+
+    /// All streams are full: waits until one is not, or the connection has ended.
+    fn wait_for_room(&self, link: &Link) -> Result<(), TransportError> {
+        let mut fds = [const { None }; MAX_STREAMS + 1];
+        fds[0] = Some(readable(&link.ended));
+        let busy = self.lanes.iter().zip(&link.data).filter(|(lane, _)| !lane.spans.is_empty());
+        let mut used = 1;
+        for (_, socket) in busy {
+            fds[used] = Some(writable(socket));
+            used += 1;
+        }
+        let mut fds = fds.map(|fd| fd.unwrap_or_else(|| readable(&link.ended)));
+        wait(&mut fds[..used], None)
+            .map_err(|source| TransportError::Io { what: "waiting for room".into(), source })?;
+        match link.end_reason() {
+            Some(reason) => Err(reason.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn push(lane: &mut Lane, link: &Link, stream: usize) -> Result<bool, TransportError> {
+    lane.push(&link.data[stream]).map_err(|error| {
+        let reason = reason_of(&error, &format!("sending on data stream {stream}"));
+        TransportError::Closed(link.end(reason))
+    })
+}
