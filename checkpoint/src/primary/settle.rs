@@ -126,15 +126,14 @@ impl Primary {
     /// Whether the guest's process died with all its output covered by the backup's image, while
     /// the record says that this host runs it alone: the record can go back.
     fn may_hand_back(&self) -> bool {
-        self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied)
-            && self.gate.is_held()
-            && self.image.is_fresh()
+        self.has_died() && self.gate.is_held() && self.image.is_fresh()
     }
 
     /// An epoch too large for the spares: once those before it are acked the image is given up.
     fn drain(&mut self, actions: &mut Actions) {
         let drained = match self.image.phase {
-            Phase::Draining => self.image.flights.is_empty(),
+            // The last committed epoch of a guest that died is all there is left of it.
+            Phase::Draining => self.image.flights.is_empty() && !self.has_died(),
             Phase::Foreign => true,
             _ => false,
         };
@@ -142,6 +141,10 @@ impl Primary {
             self.image.phase = Phase::Invalidating;
             self.send(Message::Invalidate, actions);
         }
+    }
+
+    fn has_died(&self) -> bool {
+        self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied)
     }
 
     fn hold_output(&mut self, actions: &mut Actions) {
@@ -228,7 +231,7 @@ impl Primary {
     /// Where only the record can tell how a failover or a death ended, it is read again and again.
     fn poll(&mut self, now: Time) {
         let paused = self.paused_guest.is_some_and(|paused| paused.told);
-        let died = self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied);
+        let died = self.has_died();
         // Without a swap of its own the record is all that tells that the backup has taken over.
         let waits = self.suspected && self.grant.is_protected() && !self.config.solo_automatic;
         if (paused || died || waits) && !self.link.is_up() {
