@@ -15,4 +15,4 @@ pub use error::QemuError;
 pub use guest::{GuestOptions, QemuGuest, SaveBy};
 pub use handle::QemuHandle;
 pub use process::{Process, SharedMapping};
-pub use standby::{ActiveGuest, QemuStandby, StandbyOptions};
+pub use standby::{ActiveGuest, QemuStandby, StandbyInfo, StandbyOptions};

@@ -31,21 +31,20 @@ pub struct RecordedFabric {
 impl RecordedFabric {
     /// Records what passes through `inner`.
     pub fn new(inner: Arc<dyn Fabric>, recorder: Arc<Recorder>) -> Self {
-        Self { inner, tape: Arc::new(Tape { recorder, connections: Mutex::new(0) }) }
+        Self { inner, tape: Arc::new(Tape { recorder, turns: Mutex::new(0) }) }
     }
 }
 
 /// The recorder, and which connection may still write to it.
 struct Tape {
     recorder: Arc<Recorder>,
-    /// How many connections were established; odd while the last of them lives: begins and ends
-    /// are counted alike.
-    connections: Mutex<u64>,
+    /// Counts begins and ends of connections: odd while one lives, which is then its number.
+    turns: Mutex<u64>,
 }
 
 impl Tape {
     fn lock(&self) -> MutexGuard<'_, u64> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a connection with the messages of its handshake; ends the one before if nobody has.

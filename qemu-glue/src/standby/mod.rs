@@ -1,6 +1,7 @@
 //! A second QEMU that stands ready over the shadow image.
 
 mod incoming;
+mod info;
 mod options;
 mod process;
 mod template;
@@ -15,6 +16,7 @@ use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_transport::Memory;
 use serde_json::json;
 
+pub use info::StandbyInfo;
 pub use options::StandbyOptions;
 
 use crate::discover::{Inventory, identity, ram};
@@ -51,12 +53,18 @@ pub struct QemuStandby {
     prepared: Option<Incoming>,
     active: Option<(QemuChild, ActiveGuest)>,
     started: u64,
+    info: StandbyInfo,
 }
 
 impl QemuStandby {
     /// A standby that is not prepared yet.
     pub fn new(options: StandbyOptions) -> Self {
-        Self { options, image: None, prepared: None, active: None, started: 0 }
+        Self { options, image: None, prepared: None, active: None, started: 0, info: StandbyInfo::default() }
+    }
+
+    /// Tells which QEMU this is at any time, also when this value belongs to a driver.
+    pub fn info(&self) -> StandbyInfo {
+        self.info.clone()
     }
 
     /// The guest, once the standby was activated.
@@ -167,6 +175,7 @@ impl Standby for QemuStandby {
         let started = self.start(&image, false);
         self.image = Some(image);
         let (incoming, machine) = started.map_err(|error| error.standby("preparing"))?;
+        self.info.set(Some((incoming.child.process().pid(), incoming.child.qmp())));
         self.prepared = Some(incoming);
         Ok(machine)
     }
@@ -187,7 +196,7 @@ impl Standby for QemuStandby {
         };
         let outcome = incoming.check();
         if outcome.is_err() {
-            self.prepared = None;
+            self.abandon();
         }
         outcome.map_err(|error| error.standby("check"))
     }
@@ -197,6 +206,8 @@ impl Standby for QemuStandby {
     }
 
     fn abandon(&mut self) {
-        self.prepared = None;
+        if self.prepared.take().is_some() {
+            self.info.set(None);
+        }
     }
 }
