@@ -26,7 +26,8 @@ impl Backup {
                 Ok(())
             }
             ByeReason::Failover | ByeReason::GuestDied => {
-                if !self.is_ready() {
+                // Whatever was known of the record before: the swap will tell.
+                if !self.has_image() {
                     return Err(Refusal::new(
                         ErrorCode::Violation,
                         "there is no epoch here to take over from",

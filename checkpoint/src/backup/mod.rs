@@ -27,7 +27,9 @@ pub use types::*;
 
 use std::fmt::Write as _;
 
-use crate::ids::{ConnectionNumber, Epoch, Generation, Identity, Incarnation, SessionId, Time};
+use crate::ids::{
+    ConnectionNumber, Epoch, FrameIndex, Generation, Identity, Incarnation, PageIndex, SessionId, Time,
+};
 use crate::layout::ArenaShape;
 use crate::nonce::Nonces;
 use crate::wire::message::{ErrorCode, Message};
@@ -183,6 +185,11 @@ impl Backup {
     /// Last committed epoch C.
     pub fn committed(&self) -> Epoch {
         self.image.as_ref().map_or(Epoch(0), |image| image.committed)
+    }
+
+    /// The frame that holds a page of the committed epoch; its home where there is no image.
+    pub fn frame_of(&self, page: PageIndex) -> FrameIndex {
+        self.image.as_ref().map_or(FrameIndex(page.0), |image| image.map.frame_of(page))
     }
 
     /// Whether a connection is there or being established, and no takeover has begun.

@@ -146,7 +146,8 @@ impl Primary {
     pub(super) fn tell_ending(&mut self, now: Time, actions: &mut Actions) {
         let solo = self.grant.solo(&self.config.host).is_some() && self.gate.is_open();
         let ended = self.record_ended();
-        let protected = self.grant.is_protected();
+        let live = matches!(self.image.phase, Phase::Epochs | Phase::Draining);
+        let protected = self.grant.is_protected() && !self.is_unbacked() && live;
         let Some(ending) = self.ending.as_mut().filter(|ending| ending.told_at.is_none()) else { return };
         let due = match ending.kind {
             Kind::Failover => ending.last == Last::Acked,
@@ -252,7 +253,8 @@ impl Primary {
     pub(super) fn ending_tick(&self) -> Option<Time> {
         let ending = self.ending.as_ref()?;
         let deadline = ending.told_at.filter(|_| self.link.is_up() && ending.kind != Kind::Failover);
-        let reclaim = ending.reclaim_at.filter(|_| self.grant.is_known() && self.grant.is_protected());
+        // While the arbiter is being asked its answer is what comes next.
+        let reclaim = ending.reclaim_at.filter(|_| self.grant.may_swap() && self.grant.is_protected());
         deadline.map(|at| at.after(self.config.suspect_after)).into_iter().chain(reclaim).min()
     }
 }
