@@ -22,6 +22,7 @@ use romulus_host::guard::{GuardHandle, PauseFlag};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::tracking::TrackingOptions;
 use romulus_qemu::{GuestOptions, QemuGuest};
+use romulus_transport::Fabric;
 
 use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
@@ -55,12 +56,13 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let control_path = options.common.control.clone().unwrap_or_else(|| default_path("protect"));
     let control = ControlSocket::bind(&control_path)?;
 
+    let fabric = fabric::open(&options.common, &plan.pinner, Role::Primary)?;
     let guest = attach(&options, &plan)?;
     let guest_pid = guest.pid();
     let (save_by, track_by) = guest.methods();
     let driver_options = driver_options(&options, &plan, &guest)?;
     let guard = start_guard(&options, &plan, &guest)?;
-    let handle = start_driver(&options, &plan, driver_options, guest, guard.as_ref())?;
+    let handle = start_driver(&plan, driver_options, guest, guard.as_ref(), fabric)?;
 
     let guard_pid = guard.as_ref().map(GuardHandle::pid);
     let (pinner, driver) = (plan.pinner.clone(), handle.clone());
@@ -98,6 +100,11 @@ struct Plan {
     backup: SocketAddr,
     arbiter: ArbiterSpec,
     host: String,
+    interval: Duration,
+    depth: u64,
+    suspect_after: Duration,
+    solo_automatic: bool,
+    capture: CaptureMode,
     pinner: Pinner,
 }
 
@@ -125,6 +132,11 @@ impl Plan {
             arbiter: ArbiterSpec::from_str(options.common.arbiter())
                 .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?,
             host: options.common.host(""),
+            interval: options.interval()?,
+            depth: options.depth()?,
+            suspect_after: options.common.suspect_after(SUSPECT_AFTER_MS)?,
+            solo_automatic: options.solo_automatic()?,
+            capture: if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged },
             pinner: Pinner::new(pinning),
         })
     }
@@ -167,17 +179,17 @@ fn driver_options(
     let mut driver = PrimaryOptions::new(&plan.host, plan.backup, guest)
         .map_err(|e| Failure::failed(format!("drawing a session id: {e}")))?;
     let machine = &mut driver.machine;
-    machine.interval = options.interval()?;
-    machine.depth = options.depth()?;
+    machine.interval = plan.interval;
+    machine.depth = plan.depth;
     machine.heartbeat_every = options.common.heartbeat_every();
-    machine.suspect_after = options.common.suspect_after(SUSPECT_AFTER_MS)?;
-    machine.solo_automatic = options.solo_automatic()?;
+    machine.suspect_after = plan.suspect_after;
+    machine.solo_automatic = plan.solo_automatic;
     driver.spares = options.spare_pages(guest.layout().pages());
     driver.machine.low_water_spares = driver.spares / 2;
     if let Some(kib) = options.state_kib {
         driver.max_state_bytes = kib << 10;
     }
-    driver.capture = if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged };
+    driver.capture = plan.capture;
     driver.staging_bytes = options.staging_mib.unwrap_or(64).max(1) << 20;
     driver.copy_workers = options.copy_threads.unwrap_or(0);
     driver.spin = options.common.spin();
@@ -200,7 +212,7 @@ fn start_guard(
         guest: guest.name().to_owned(),
         host: plan.host.clone(),
         arbiter: plan.arbiter.to_string(),
-        solo_automatic: options.solo_automatic()?,
+        solo_automatic: plan.solo_automatic,
         guest_pid: u32::try_from(guest.pid()).ok(),
         access: plan.qmp.to_string_lossy().into_owned(),
         gate: None,
@@ -210,15 +222,14 @@ fn start_guard(
 }
 
 fn start_driver(
-    options: &ProtectOptions,
     plan: &Plan,
     driver: PrimaryOptions,
     guest: QemuGuest,
     guard: Option<&GuardHandle>,
+    fabric: Arc<dyn Fabric>,
 ) -> Result<PrimaryHandle, Failure> {
     let moves = AutomaticMoves::Solo;
     let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
-    let fabric = fabric::open(&options.common, &plan.pinner, Role::Primary)?;
     let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
     let pinner = plan.pinner.clone();
     parts.threads = Arc::new(move |thread: &str| pinner.started(thread));
