@@ -103,6 +103,9 @@ impl Endpoint for SimEndpoint {
             if end.is_pending(marker) {
                 return Err(TransportError::Invalid(format!("marker {marker} is still on its way")));
             }
+            if [0, u64::MAX].contains(&marker) {
+                return Err(TransportError::Invalid(format!("marker {marker}")));
+            }
             end.count_marker(marker);
             if !end.dead {
                 end.streams.iter_mut().for_each(|stream| stream.mark(marker));
