@@ -73,12 +73,14 @@ pub fn markers_come_in_order_and_none_is_left_out(subject: &Subject) {
 /// Numbers are the caller's: they come back as posted, also when they shrink or come again.
 pub fn markers_need_not_grow(subject: &Subject) {
     let pair = Pair::new(subject, 4096, &[4096]);
-    for marker in [5, 4, 1 << 63, 1, 5, 0] {
+    for marker in [5, 4, 1 << 63, 1, 5] {
         pair.initiator.mark(marker).expect("marking");
         pair.expect_fence(marker);
     }
-    let reserved = pair.initiator.mark(u64::MAX);
-    assert!(matches!(reserved, Err(TransportError::Invalid(_))), "{reserved:?}");
+    for marker in [0, u64::MAX] {
+        let reserved = pair.initiator.mark(marker);
+        assert!(matches!(reserved, Err(TransportError::Invalid(_))), "{reserved:?}");
+    }
     let event = pair.responder.next_event(&mut MessageBuffer::default(), Duration::ZERO).expect("next_event");
     assert_eq!(event, Event::Idle);
 }

@@ -207,7 +207,7 @@ impl Poster {
         if self.lanes.is_empty() {
             return Err(TransportError::Invalid("only the initiator marks".into()));
         }
-        if marker == u64::MAX {
+        if marker == 0 || marker == u64::MAX {
             return Err(TransportError::Invalid(format!("marker {marker} is reserved")));
         }
         self.last_marker = marker;
