@@ -413,10 +413,8 @@ class Replay:
         same = (self.image is not None and before.session == identity.session
                 and before.incarnation == identity.incarnation)
         self.foreign = False
-        if same and committed == 0 and self.image.acked == 0:
-            need(homed_through == 0, "homings without a commit")
-            self.image = Image(shape)   # nothing is live: the rounds begin anew
-        elif same:
+        if same:
+            need(committed > 0, "nothing is committed in a known incarnation")
             need(shape == self.image.shape, "the arena's shape changed within an incarnation")
             self.image.stand_at(committed, homed_through, self.sent_on_last)
             self.image.drop_unfinished()
@@ -425,6 +423,8 @@ class Replay:
             # An image that the primary does not know can only be invalidated.
             self.foreign = committed > 0
             self.image = None if self.foreign else Image(shape)
+            need(self.foreign or identity.incarnation == 256 * identity.connection,
+                 f"a fresh arena of incarnation {identity.incarnation} on connection {identity.connection}")
         self.shape = shape
         self.identity, self.last_identity, self.phase = identity, identity, "open"
         self.last_commit = committed
@@ -505,6 +505,8 @@ class Replay:
     def on_invalidated(self, _sender, identity, incarnation):
         need(self.invalidating, "Invalidated without Invalidate")
         need(incarnation > self.identity.incarnation, f"incarnation {incarnation} is not newer")
+        need(incarnation // 256 == identity.connection,
+             f"incarnation {incarnation} begun on connection {identity.connection}")
         self.previous_identity = identity
         self.identity = Identity(identity.session, identity.generation, incarnation, identity.connection)
         self.last_identity = self.identity

@@ -172,6 +172,14 @@ fn i10_a_hello_beyond_the_limits_is_refused_by_every_decoder() {
         change(&mut hello);
         malformed(&bytes_of(&Message::Hello(hello)))
     };
+    let most = limits::MAX_PAGES;
+    assert!(
+        refused(&|hello| {
+            hello.arena.pages = most;
+            hello.arena.spares = most;
+        })
+        .contains("frames")
+    );
     assert!(refused(&|hello| hello.guest.clear()).contains("empty"));
     assert!(refused(&|hello| hello.guest = "a\nb".into()).contains("control"));
     assert!(refused(&|hello| hello.guest = "g".repeat(limits::MAX_NAME_BYTES + 1)).contains("exceeds"));

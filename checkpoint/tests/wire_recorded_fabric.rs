@@ -13,7 +13,8 @@ use romulus_checkpoint::wire::record::{Reader, RecordKind, Recorder, Role};
 use romulus_checkpoint::wire::recorded::RecordedFabric;
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::{
-    ArenaShape, Epoch, FrameIndex, GuestLayout, HomingSequence, Identity, PageIndex, Region, Transfer,
+    ArenaShape, ConnectionNumber, Epoch, FrameIndex, GuestLayout, HomingSequence, Identity, Incarnation,
+    PageIndex, Region, Transfer,
 };
 use romulus_transport::sim::{SimConfig, SimNetwork};
 use romulus_transport::{Arena, Endpoint, Event, Fabric, Memory, MessageBuffer, Write};
@@ -24,7 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const STATE_BYTES: usize = 500;
 
 fn identity() -> Identity {
-    Identity { connection: romulus_checkpoint::ConnectionNumber(1), ..wire_samples::identity() }
+    let (connection, incarnation) = (ConnectionNumber(1), Incarnation(256));
+    Identity { connection, incarnation, ..wire_samples::identity() }
 }
 
 fn bytes(message: &Message) -> Vec<u8> {

@@ -51,7 +51,6 @@ impl QemuError {
     }
 
     /// As the error of a standby operation.
-    #[allow(dead_code)]
     pub(crate) fn standby(self, what: &str) -> StandbyError {
         StandbyError { what: what.into(), why: self.to_string() }
     }

@@ -4,11 +4,15 @@
 pub mod discover;
 mod error;
 pub mod guest;
+pub mod handle;
 mod process;
 pub mod qmp;
+pub mod standby;
 pub mod state;
 pub mod stream;
 
 pub use error::QemuError;
 pub use guest::{GuestOptions, QemuGuest, SaveBy};
+pub use handle::QemuHandle;
 pub use process::{Process, SharedMapping};
+pub use standby::{ActiveGuest, QemuStandby, StandbyInfo, StandbyOptions};

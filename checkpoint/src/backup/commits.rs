@@ -76,7 +76,8 @@ impl Backup {
         now: Time,
         actions: &mut Actions,
     ) -> Result<(), Refusal> {
-        let reading = self.image.as_mut().is_some_and(|image| std::mem::take(&mut image.reading));
+        let reading =
+            self.image.as_mut().is_some_and(|image| std::mem::take(&mut image.reading) && !image.consumed);
         if !reading || !self.is_up() || self.takeover.is_some() {
             return Ok(());
         }

@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 
-use crate::ids::{ConnectionNumber, Epoch, HomingSequence, Incarnation};
+use arrayvec::ArrayVec;
+
+use crate::ids::{ConnectionNumber, Epoch, HomingSequence, Incarnation, SessionId};
 use crate::layout::ArenaShape;
+use crate::nonce::pairing;
 use crate::placement::committed::CommittedMap;
 use crate::wire::message::Homing;
 
@@ -11,6 +14,9 @@ use crate::wire::message::Homing;
 /// `n * INCARNATIONS .. (n + 1) * INCARNATIONS`, so that no two backups that a session meets
 /// name two images alike.
 const INCARNATIONS: u64 = 256;
+
+/// Incarnations of a session that are remembered. More come about only while the arbiter is away.
+const LINEAGE: usize = 16;
 
 /// Whether the state was loaded for trial in this incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +49,10 @@ pub(super) struct Rounds {
 #[derive(Debug)]
 pub(super) struct Image {
     pub(super) incarnation: Incarnation,
+    /// The incarnations that this process has held in this session, the present one last. A
+    /// record may still name an earlier one: the primary has not gone solo since, so the present
+    /// image covers what it released.
+    lineage: ArrayVec<Incarnation, LINEAGE>,
     /// Of the same connection, before an Invalidate: heartbeats under it may still arrive.
     pub(super) previous: Option<Incarnation>,
     pub(super) map: CommittedMap,
@@ -72,8 +82,10 @@ pub(super) struct Image {
 
 impl Image {
     pub(super) fn new(shape: ArenaShape, connection: ConnectionNumber) -> Self {
+        let incarnation = first_incarnation(connection);
         Self {
-            incarnation: first_incarnation(connection),
+            incarnation,
+            lineage: ArrayVec::from_iter([incarnation]),
             previous: None,
             map: CommittedMap::new(shape),
             committed: Epoch(0),
@@ -128,6 +140,15 @@ impl Image {
         self.quiescing = false;
         self.disconnected();
         self.incarnation = incarnation;
+        if self.lineage.is_full() {
+            self.lineage.remove(0);
+        }
+        self.lineage.push(incarnation);
+    }
+
+    /// Whether a `Protected` record's nonce lets this image take over.
+    pub(super) fn is_named_by(&self, nonce: u64, session: SessionId) -> bool {
+        self.lineage.iter().any(|incarnation| pairing(session, *incarnation) == nonce)
     }
 
     /// The incarnation after this one; `None` when the connection has used up its share.

@@ -37,8 +37,11 @@ impl Backup {
         })?;
         self.check_identity(&identity, &message)?;
         self.link.last_heard = now;
-        if self.takeover.is_some() {
-            // Fenced: nothing of this primary is taken any more.
+        let leaves = ByeReason::BackupLeaves;
+        let leaving =
+            matches!(self.standing, Standing::Leaving(_)) && message != Message::ByeAck { reason: leaves };
+        if self.takeover.is_some() || leaving {
+            // Nothing of this primary is taken any more; it was sent before it knew.
             return Ok(());
         }
         match message {
@@ -100,7 +103,8 @@ impl Backup {
 
     /// The markers of all data streams are in.
     pub fn handle_fence(&mut self, marker: u64, now: Time, actions: &mut Actions) {
-        if !self.is_up() || self.takeover.is_some() {
+        let leaving = matches!(self.standing, Standing::Leaving(_));
+        if !self.is_up() || self.takeover.is_some() || leaving {
             return;
         }
         self.link.last_heard = now;

@@ -126,8 +126,10 @@ impl Backup {
 
     /// Whether a record names the image held here, in whatever generation.
     fn names_image(&self, record: &Record) -> bool {
-        self.expected_record()
-            .is_some_and(|expected| expected.ownership == record.ownership && expected.nonce == record.nonce)
+        let (Some(session), Some(image)) = (&self.session, &self.image) else { return false };
+        let ours = matches!(&record.ownership, Ownership::Protected { primary, backup }
+            if *primary == session.primary && *backup == self.config.host);
+        ours && image.is_named_by(record.nonce, session.id)
     }
 
     fn fence(&mut self, actions: &mut Actions) {

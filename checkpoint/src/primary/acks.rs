@@ -3,7 +3,6 @@
 use arrayvec::ArrayVec;
 
 use crate::ids::{Epoch, HomingSequence, Incarnation, Time};
-use crate::release::ReleaseToken;
 use crate::wire::AckProof;
 use crate::wire::message::{ByeReason, Message, decode};
 
@@ -91,8 +90,8 @@ impl Primary {
             let commit_latency = now.since(flight.paused_at);
             actions.push(PrimaryAction::Report(PrimaryReport::Acked { epoch: flight.epoch, commit_latency }));
         }
-        if let Some(token) = through.and_then(|mark| ReleaseToken::acked(mark, proof)) {
-            actions.push(PrimaryAction::Release(token));
+        if let Some(mark) = through {
+            self.image.owed = Some((mark, *proof));
         }
         self.last_epoch_acked();
         self.ask_homings(actions);
@@ -135,7 +134,7 @@ impl Primary {
             )));
         }
         self.promised = self.grant.is_protected();
-        self.image.restart(incarnation);
+        self.image.restart_promised(incarnation);
         debug_assert_eq!(self.image.phase, Phase::Rounds(Rounds::default()));
         Ok(())
     }

@@ -146,7 +146,8 @@ impl Primary {
     pub(super) fn tell_ending(&mut self, now: Time, actions: &mut Actions) {
         let solo = self.grant.solo(&self.config.host).is_some() && self.gate.is_open();
         let ended = self.record_ended();
-        let protected = self.grant.is_protected() && !self.is_unbacked();
+        let live = matches!(self.image.phase, Phase::Epochs | Phase::Draining);
+        let protected = self.grant.is_protected() && !self.is_unbacked() && live;
         let Some(ending) = self.ending.as_mut().filter(|ending| ending.told_at.is_none()) else { return };
         let due = match ending.kind {
             Kind::Failover => ending.last == Last::Acked,

@@ -72,6 +72,19 @@ impl Grant {
         matches!(self.record.ownership, Ownership::Protected { .. })
     }
 
+    /// Whether every record that the arbiter may hold, a pending swap's included, is one under
+    /// which an image may cover output: it names the image, or lets nobody take over.
+    pub(super) fn covers(&self, is_named: impl Fn(u64) -> bool) -> bool {
+        let covers = |record: &Record| match record.ownership {
+            Ownership::Protected { .. } => is_named(record.nonce),
+            Ownership::Solo { .. } => true,
+            Ownership::Owned { .. } | Ownership::Ended => false,
+        };
+        !self.missing
+            && covers(&self.record)
+            && self.pending.as_ref().is_none_or(|pending| covers(&pending.new))
+    }
+
     /// A nonce for a record that is no pairing's.
     pub(super) fn draw(&mut self) -> u64 {
         self.nonces.draw()

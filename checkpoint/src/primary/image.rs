@@ -4,10 +4,19 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
+
 use crate::extent::Extent;
-use crate::ids::{ConnectionNumber, Epoch, GateMark, HomingSequence, Incarnation, PageIndex, Time};
+use crate::ids::{
+    ConnectionNumber, Epoch, GateMark, HomingSequence, Incarnation, PageIndex, SessionId, Time,
+};
 use crate::layout::ArenaShape;
+use crate::nonce::pairing;
 use crate::placement::planner::Planner;
+use crate::wire::AckProof;
+
+/// Incarnations of one backup that are remembered. More come about only while the arbiter is away.
+const LINEAGE: usize = 16;
 
 /// How the image stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +78,8 @@ pub(super) struct Capture {
 #[derive(Debug)]
 pub(super) struct Image {
     pub(super) incarnation: Incarnation,
+    /// The present incarnation, last, and those that the same backup gave up for it.
+    lineage: ArrayVec<Incarnation, LINEAGE>,
     pub(super) phase: Phase,
     pub(super) planner: Planner,
     /// A.
@@ -91,6 +102,8 @@ pub(super) struct Image {
     pub(super) stalled_until: Option<Time>,
     /// The present epoch is to end now.
     pub(super) early: bool,
+    /// Output up to this mark is acked and not released.
+    pub(super) owed: Option<(GateMark, AckProof)>,
     /// The first epoch whose pause came after output was last let go on the solo grant: its ack
     /// covers all that left.
     pub(super) fresh_from: Option<Epoch>,
@@ -100,6 +113,7 @@ impl Image {
     pub(super) fn new(shape: ArenaShape, low_water_spares: u64, depth: u64) -> Self {
         Self {
             incarnation: Incarnation(0),
+            lineage: ArrayVec::new(),
             phase: Phase::Empty,
             planner: Planner::new(shape, low_water_spares),
             acked: Epoch(0),
@@ -113,13 +127,31 @@ impl Image {
             paused_at: None,
             stalled_until: None,
             early: false,
+            owed: None,
             fresh_from: None,
         }
     }
 
     /// Begins anew in an arena that holds nothing: everything will be sent.
     pub(super) fn restart(&mut self, incarnation: Incarnation) {
+        self.lineage.clear();
+        self.restart_promised(incarnation);
+    }
+
+    /// Whether a `Protected` record's nonce names this image, or one that its backup has given up
+    /// for it.
+    pub(super) fn is_named_by(&self, nonce: u64, session: SessionId) -> bool {
+        self.lineage.iter().any(|incarnation| pairing(session, *incarnation) == nonce)
+    }
+
+    /// As [`restart`](Self::restart), when the backup of the present image promised not to take
+    /// over from it.
+    pub(super) fn restart_promised(&mut self, incarnation: Incarnation) {
         self.incarnation = incarnation;
+        if self.lineage.is_full() {
+            self.lineage.remove(0);
+        }
+        self.lineage.push(incarnation);
         self.phase = Phase::Rounds(Rounds::default());
         self.planner.reset();
         self.acked = Epoch(0);
@@ -130,6 +162,7 @@ impl Image {
         self.carry.clear();
         self.capture = None;
         self.stalled_until = None;
+        self.owed = None;
         self.fresh_from = None;
     }
 
@@ -142,6 +175,7 @@ impl Image {
     /// Output was let go on the solo grant: no pause so far covers it.
     pub(super) fn output_let_go(&mut self) {
         self.fresh_from = None;
+        self.owed = None;
         self.capture = None;
     }
 

@@ -1,7 +1,6 @@
 //! The connection to the backup: Hello, Welcome, heartbeats, its end.
 
 use crate::ids::{ConnectionNumber, Epoch, Generation, Identity, Time};
-use crate::release::ReleaseToken;
 use crate::wire::message::{Hello, Message, VERSION, Welcome, decode};
 
 use super::image::Phase as ImagePhase;
@@ -146,8 +145,6 @@ impl Primary {
         self.backup.clone_from(&welcome.backup);
         let (committed, homed_through) = (welcome.committed, welcome.homed_through);
         if committed == Epoch(0) {
-            // By its own word the backup has nothing to take over from.
-            self.promised = self.grant.is_protected();
             self.image.restart(welcome.identity.incarnation);
             return;
         }
@@ -160,10 +157,8 @@ impl Primary {
             return;
         }
         let covered = self.image.flights.iter().rev().find(|flight| flight.epoch <= committed);
-        if let Some(flight) = covered
-            && let Some(token) = ReleaseToken::acked(flight.mark, &welcome.proof)
-        {
-            actions.push(PrimaryAction::Release(token));
+        if let Some(flight) = covered {
+            self.image.owed = Some((flight.mark, welcome.proof));
         }
         let pages = self.image.resume(committed, homed_through);
         actions.push(PrimaryAction::Report(PrimaryReport::Resumed { at: committed, pages }));

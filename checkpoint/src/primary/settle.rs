@@ -78,6 +78,7 @@ impl Primary {
     /// Takes every step that is due.
     pub(super) fn settle(&mut self, now: Time, actions: &mut Actions) {
         if self.over.is_none() {
+            self.release_acked(actions);
             self.open_gate(actions);
             self.resume_paused(actions);
             self.drain(actions);
@@ -97,6 +98,19 @@ impl Primary {
             && self.ending.is_none_or(|ending| ending.kind == Kind::Failover)
     }
 
+    /// Lets output go whose epoch is acked (I1): by the very image that the record lets take over,
+    /// or while nobody may take over. An ack of another image than the record names (a second
+    /// backup of the same name) waits until the record is won.
+    fn release_acked(&mut self, actions: &mut Actions) {
+        let Some((mark, proof)) = self.image.owed else { return };
+        if self.grant.covers(|nonce| self.image.is_named_by(nonce, self.config.session)) {
+            self.image.owed = None;
+            if let Some(token) = ReleaseToken::acked(mark, &proof) {
+                actions.push(PrimaryAction::Release(token));
+            }
+        }
+    }
+
     /// Lets all output go when the record says that this host runs the guest alone.
     fn open_gate(&mut self, actions: &mut Actions) {
         if self.gate.is_open() || self.is_pairing() || self.may_hand_back() {
@@ -112,15 +126,14 @@ impl Primary {
     /// Whether the guest's process died with all its output covered by the backup's image, while
     /// the record says that this host runs it alone: the record can go back.
     fn may_hand_back(&self) -> bool {
-        self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied)
-            && self.gate.is_held()
-            && self.image.is_fresh()
+        self.has_died() && self.gate.is_held() && self.image.is_fresh()
     }
 
     /// An epoch too large for the spares: once those before it are acked the image is given up.
     fn drain(&mut self, actions: &mut Actions) {
         let drained = match self.image.phase {
-            Phase::Draining => self.image.flights.is_empty(),
+            // The last committed epoch of a guest that died is all there is left of it.
+            Phase::Draining => self.image.flights.is_empty() && !self.has_died(),
             Phase::Foreign => true,
             _ => false,
         };
@@ -128,6 +141,10 @@ impl Primary {
             self.image.phase = Phase::Invalidating;
             self.send(Message::Invalidate, actions);
         }
+    }
+
+    fn has_died(&self) -> bool {
+        self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied)
     }
 
     fn hold_output(&mut self, actions: &mut Actions) {
@@ -192,11 +209,18 @@ impl Primary {
         }
     }
 
-    /// Whether the record says `Protected` and no image goes with it: by the backup's own word, or
-    /// because it names one that was given up while the swap was under way.
+    /// Whether the record names the image, or one that its backup gave up for it.
+    fn is_named(&self) -> bool {
+        self.image.is_named_by(self.grant.record().nonce, self.config.session)
+    }
+
+    /// Whether the record says `Protected` and no image goes with it: by the backup's own word,
+    /// because it names one that its backup has given up, or because another backup than the one
+    /// that it names is connected.
     pub(super) fn is_unbacked(&self) -> bool {
-        let pairing = pairing(self.config.session, self.image.incarnation);
-        self.grant.is_protected() && (self.promised || self.grant.record().nonce != pairing)
+        let present = pairing(self.config.session, self.image.incarnation);
+        let other = self.grant.record().nonce != present && (self.is_named() || self.link.is_up());
+        self.grant.is_protected() && (self.promised || other)
     }
 
     /// Whether the connected backup stands ready with all that has left.
@@ -207,7 +231,7 @@ impl Primary {
     /// Where only the record can tell how a failover or a death ended, it is read again and again.
     fn poll(&mut self, now: Time) {
         let paused = self.paused_guest.is_some_and(|paused| paused.told);
-        let died = self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied);
+        let died = self.has_died();
         // Without a swap of its own the record is all that tells that the backup has taken over.
         let waits = self.suspected && self.grant.is_protected() && !self.config.solo_automatic;
         if (paused || died || waits) && !self.link.is_up() {
@@ -275,10 +299,11 @@ impl Primary {
         if matches!(self.image.phase, Phase::Draining | Phase::Invalidating) && self.link.is_up() {
             return PrimaryState::Invalid;
         }
-        let nonce = pairing(self.config.session, self.image.incarnation);
+        let nonce = self.grant.record().nonce;
+        let present = nonce == pairing(self.config.session, self.image.incarnation);
         if self.grant.is_protected()
             && self.image.phase == Phase::Epochs
-            && self.grant.record().nonce == nonce
+            && (present || (self.image.is_fresh() && self.is_named()))
         {
             return PrimaryState::Protected;
         }

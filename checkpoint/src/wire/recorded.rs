@@ -14,7 +14,7 @@ use romulus_transport::{
     Arena, Channel, Endpoint, Event, Fabric, Listener, Memory, MessageBuffer, RegionId, TransportError, Write,
 };
 
-use super::message::{Message, ROUND_MARKER, decode};
+use super::message::{Message, ROUND_MARKER, decode, is_part};
 use super::record::Recorder;
 use crate::ids::Epoch;
 use crate::layout::ArenaShape;
@@ -31,21 +31,20 @@ pub struct RecordedFabric {
 impl RecordedFabric {
     /// Records what passes through `inner`.
     pub fn new(inner: Arc<dyn Fabric>, recorder: Arc<Recorder>) -> Self {
-        Self { inner, tape: Arc::new(Tape { recorder, connections: Mutex::new(0) }) }
+        Self { inner, tape: Arc::new(Tape { recorder, turns: Mutex::new(0) }) }
     }
 }
 
 /// The recorder, and which connection may still write to it.
 struct Tape {
     recorder: Arc<Recorder>,
-    /// How many connections were established; odd while the last of them lives: begins and ends
-    /// are counted alike.
-    connections: Mutex<u64>,
+    /// Counts begins and ends of connections: odd while one lives, which is then its number.
+    turns: Mutex<u64>,
 }
 
 impl Tape {
     fn lock(&self) -> MutexGuard<'_, u64> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a connection with the messages of its handshake; ends the one before if nobody has.
@@ -276,6 +275,9 @@ impl Endpoint for RecordedEndpoint {
     }
 
     fn mark(&self, marker: u64) -> Result<(), TransportError> {
+        if is_part(marker) {
+            return self.inner.mark(marker);
+        }
         if marker & ROUND_MARKER == 0
             && let Some(slot) = self.session().posted_slot(Epoch(marker))
         {
@@ -309,6 +311,7 @@ impl Endpoint for RecordedEndpoint {
                     self.record_arrived_slots(&mut session);
                 }
             }
+            Event::Fenced { marker } if is_part(*marker) => {}
             Event::Fenced { marker } => {
                 self.tape.with(self.number, |recorder| recorder.marker(*marker));
                 if marker & ROUND_MARKER == 0 {

@@ -2,17 +2,20 @@
 //! between the machines travels as encoded bytes; messages and writes are two queues without order
 //! between them.
 
+mod actions;
+mod wires;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use romulus_checkpoint::arbiter::{Ownership, Record, SwapOutcome};
-use romulus_checkpoint::backup::{self, Admission, Backup, BackupAction, BackupConfig, BackupState};
+use romulus_checkpoint::arbiter::{Ownership, Record};
+use romulus_checkpoint::backup::{self, Backup, BackupAction, BackupConfig, BackupState};
 use romulus_checkpoint::primary::{
     self, NotTaken, Primary, PrimaryAction, PrimaryConfig, PrimaryState, Work,
 };
-use romulus_checkpoint::wire::message::{MachineIdentity, Message, ROUND_MARKER, decode, encode};
+use romulus_checkpoint::wire::message::{MachineIdentity, ROUND_MARKER};
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::*;
 use romulus_transport::Memory;
@@ -60,6 +63,8 @@ pub struct World {
     pub backup_alive: bool,
     pub connected: bool,
     pub network: bool,
+    /// Nothing arrives, and nobody is told.
+    pub mute: bool,
     control: (VecDeque<Vec<u8>>, VecDeque<Vec<u8>>),
     data: VecDeque<Item>,
     arena: Memory,
@@ -125,6 +130,10 @@ impl World {
     }
 
     pub fn with(seed: u64, primary: PrimaryConfig, backup: BackupConfig) -> Self {
+        Self::build(seed, shape(), primary, backup)
+    }
+
+    pub fn build(seed: u64, shape: ArenaShape, primary: PrimaryConfig, backup: BackupConfig) -> Self {
         let now = Time { nanoseconds: 1_000_000 };
         let machine = MachineIdentity { hypervisor: "model".into(), configuration: Vec::new() };
         let record = Record {
@@ -135,7 +144,7 @@ impl World {
         Self {
             now,
             rng: SmallRng::seed_from_u64(seed),
-            primary: Primary::new(primary, layout(), machine, shape(), record.clone(), now),
+            primary: Primary::new(primary, layout(), machine, shape, record.clone(), now),
             backup: Backup::new(backup, now),
             record: Some(record),
             mood: ArbiterMood::Well,
@@ -147,10 +156,11 @@ impl World {
             backup_alive: true,
             connected: false,
             network: true,
+            mute: false,
             control: Default::default(),
             data: VecDeque::new(),
-            arena: Memory::anonymous(shape().len_bytes() as usize),
-            shape: shape(),
+            arena: Memory::anonymous(shape.len_bytes() as usize),
+            shape,
             gate: Gate::default(),
             released: 0,
             trial: Ok(()),
@@ -202,7 +212,8 @@ impl World {
         self.now = self.now.after(Duration::from_millis(2));
         self.guest();
         if self.primary_alive {
-            if !self.connected && self.network && self.backup_alive && self.rng.random_bool(0.1) {
+            if !self.connected && self.network && !self.mute && self.backup_alive && self.rng.random_bool(0.1)
+            {
                 self.connect();
             }
             let mut actions = primary::Actions::new();
@@ -260,25 +271,6 @@ impl World {
     fn collect(&mut self) -> Vec<Extent> {
         let dirty = std::mem::take(&mut self.dirty);
         dirty.into_iter().map(|page| Extent { first: PageIndex(page), pages: 1 }).collect()
-    }
-
-    fn write_page(&mut self, page: u64, frame: u64, value: u64) {
-        let _ = page;
-        let mut bytes = vec![0; PAGE_BYTES as usize];
-        bytes[..8].copy_from_slice(&value.to_le_bytes());
-        self.post(frame * PAGE_BYTES, bytes);
-    }
-
-    fn post(&mut self, offset: u64, bytes: Vec<u8>) {
-        if self.connected {
-            self.data.push_back(Item::Write { offset, bytes });
-        }
-    }
-
-    fn mark(&mut self, marker: u64) {
-        if self.connected {
-            self.data.push_back(Item::Marker(marker));
-        }
     }
 
     pub fn capture(&mut self) {
@@ -346,347 +338,9 @@ impl World {
         self.primary_queue.extend(actions);
     }
 
-    pub fn connect(&mut self) {
-        let hello = self.primary.hello(Vec::new(), self.now);
-        let mut bytes = Vec::new();
-        encode(&hello.identity.clone(), &Message::Hello(hello), &mut bytes);
-        let (identity, message) = decode(&bytes).expect("own Hello");
-        let Message::Hello(hello) = message else { panic!("not a Hello") };
-        let mut actions = backup::Actions::new();
-        let mut admission = self.backup.admit(&identity, &hello, self.now);
-        if admission == Ok(Admission::NeedsRecord) {
-            let record = match self.mood {
-                ArbiterMood::Well => Ok(self.record.clone()),
-                _ => Err("down".to_owned()),
-            };
-            admission = self.backup.admit_with_record(&identity, &hello, record, self.now);
-        }
-        let (identity, answer) = match admission {
-            Ok(_) => {
-                while !self.backup.quiesce_homing() {
-                    panic!("homing is synchronous here");
-                }
-                self.backup.welcome(&hello, Vec::new(), self.now, &mut actions)
-            }
-            Err(refusal) => (identity, Message::Error { code: refusal.code, text: refusal.text }),
-        };
-        self.backup_queue.extend(actions);
-        let mut bytes = Vec::new();
-        encode(&identity, &answer, &mut bytes);
-        let mut actions = primary::Actions::new();
-        let outcome = self.primary.handle_answer(&bytes, self.now, &mut actions);
-        if let Err(fault) = &outcome {
-            self.primary_log.push(fault.to_string());
-        } else {
-            self.connected = true;
-            self.data.clear();
-            self.control = Default::default();
-            self.primary.handle_connected(self.now, &mut actions);
-        }
-        self.primary_queue.extend(actions);
-        if self.connected {
-            let mut actions = backup::Actions::new();
-            self.backup.handle_connected(self.now, &mut actions);
-            self.backup_queue.extend(actions);
-            self.pump_backup();
-        }
-        self.pump_primary();
-    }
-
-    /// The connection breaks; what is under way is lost.
-    pub fn cut(&mut self) {
-        self.connected = false;
-        self.data.clear();
-        self.control = Default::default();
-        if self.primary_alive {
-            let mut actions = primary::Actions::new();
-            self.primary.handle_disconnected("cut", self.now, &mut actions);
-            self.primary_queue.extend(actions);
-            self.pump_primary();
-        }
-        if self.backup_alive {
-            let mut actions = backup::Actions::new();
-            self.backup.handle_disconnected("cut", self.now, &mut actions);
-            self.backup_queue.extend(actions);
-            self.pump_backup();
-        }
-    }
-
-    /// One item of either direction or kind.
-    fn deliver(&mut self) {
-        if !self.connected {
-            return;
-        }
-        match self.rng.random_range(0..3) {
-            0 => {
-                if let Some(bytes) = self.control.0.pop_front() {
-                    self.message_to_backup(&bytes);
-                }
-            }
-            1 => {
-                if let Some(bytes) = self.control.1.pop_front() {
-                    self.message_to_primary(&bytes);
-                }
-            }
-            _ => match self.data.pop_front() {
-                Some(Item::Write { offset, bytes }) => self.arena.write(offset as usize, &bytes),
-                Some(Item::Marker(marker)) => {
-                    let mut actions = backup::Actions::new();
-                    self.backup.handle_fence(marker, self.now, &mut actions);
-                    self.backup_queue.extend(actions);
-                    self.pump_backup();
-                }
-                None => {}
-            },
-        }
-    }
-
-    pub fn message_to_backup(&mut self, bytes: &[u8]) {
-        let mut actions = backup::Actions::new();
-        let outcome = self.backup.handle_message(bytes, self.now, &mut actions);
-        self.backup_queue.extend(actions);
-        self.pump_backup();
-        self.backup_outcome(outcome);
-    }
-
-    pub fn message_to_primary(&mut self, bytes: &[u8]) {
-        let mut actions = primary::Actions::new();
-        let outcome = self.primary.handle_message(bytes, self.now, &mut actions);
-        self.primary_queue.extend(actions);
-        self.pump_primary();
-        if let Err(fault) = outcome {
-            self.primary_log.push(fault.to_string());
-            self.cut();
-        }
-    }
-
-    fn backup_outcome(&mut self, outcome: Result<(), backup::Refusal>) {
-        if let Err(refusal) = outcome {
-            self.backup_log.push(refusal.to_string());
-            let mut bytes = Vec::new();
-            let message = Message::Error { code: refusal.code, text: refusal.text };
-            encode(&self.primary.identity(), &message, &mut bytes);
-            if self.connected {
-                self.message_to_primary(&bytes);
-            }
-            self.cut();
-        }
-    }
-
-    pub fn swap(&mut self, expected: &Option<Record>, new: &Record) -> SwapOutcome {
-        let matches = self.record == *expected;
-        match self.mood {
-            ArbiterMood::Down => SwapOutcome::Unknown("down".into()),
-            ArbiterMood::Deaf => {
-                if matches {
-                    self.record = Some(new.clone());
-                }
-                SwapOutcome::Unknown("deaf".into())
-            }
-            ArbiterMood::Well if matches => {
-                self.record = Some(new.clone());
-                SwapOutcome::Won
-            }
-            ArbiterMood::Well => SwapOutcome::Lost(self.record.clone()),
-        }
-    }
-
-    fn read(&self) -> Result<Option<Record>, String> {
-        match self.mood {
-            ArbiterMood::Well => Ok(self.record.clone()),
-            _ => Err("no answer".into()),
-        }
-    }
-
-    pub fn act_primary(&mut self, call: impl FnOnce(&mut Primary, Time, &mut primary::Actions)) {
-        let mut actions = primary::Actions::new();
-        call(&mut self.primary, self.now, &mut actions);
-        self.primary_queue.extend(actions);
-        self.pump_primary();
-    }
-
-    pub fn act_backup(&mut self, call: impl FnOnce(&mut Backup, Time, &mut backup::Actions)) {
-        let mut actions = backup::Actions::new();
-        call(&mut self.backup, self.now, &mut actions);
-        self.backup_queue.extend(actions);
-        self.pump_backup();
-    }
-
-    fn pump_primary(&mut self) {
-        while let Some(action) = self.primary_queue.pop_front() {
-            let mut actions = primary::Actions::new();
-            match action {
-                PrimaryAction::Send(identity, message) => {
-                    if self.connected {
-                        let mut bytes = Vec::new();
-                        encode(&identity, &message, &mut bytes);
-                        self.control.0.push_back(bytes);
-                    }
-                }
-                PrimaryAction::Release(token) => {
-                    self.release(token.through().0);
-                    if token.opens_gate() {
-                        self.check_may_run_alone();
-                        self.gate.holding = false;
-                    }
-                }
-                PrimaryAction::HoldOutput => {
-                    self.gate.holding = true;
-                    self.primary.handle_held(Ok(()), self.now, &mut actions);
-                }
-                PrimaryAction::CloseConnection(why) => {
-                    self.primary_log.push(format!("closes: {why}"));
-                    self.cut();
-                }
-                PrimaryAction::Swap { expected, new } => {
-                    let outcome = self.swap(&expected, &new);
-                    self.primary.handle_swap(&new, outcome, self.now, &mut actions);
-                }
-                PrimaryAction::ReadRecord => {
-                    self.primary.handle_record(self.read(), self.now, &mut actions);
-                }
-                PrimaryAction::DestroyGuest => self.destroyed = true,
-                PrimaryAction::ResumeGuest => self.running = true,
-                PrimaryAction::Report(report) => {
-                    if !matches!(report, primary::PrimaryReport::Acked { .. }) {
-                        self.primary_log.push(format!("{report:?}"));
-                    }
-                }
-            }
-            self.primary_queue.extend(actions);
-        }
-    }
-
-    fn pump_backup(&mut self) {
-        while let Some(action) = self.backup_queue.pop_front() {
-            let mut actions = backup::Actions::new();
-            match action {
-                BackupAction::Send(identity, message) => {
-                    self.acks_sent += u64::from(matches!(message, Message::Ack { .. }));
-                    if self.connected {
-                        let mut bytes = Vec::new();
-                        encode(&identity, &message, &mut bytes);
-                        self.control.1.push_back(bytes);
-                    }
-                }
-                BackupAction::ReadSlot { identity, epoch } => {
-                    let at = self.shape.slot_offset_bytes(epoch) as usize;
-                    let slot = self.arena.part(at, self.shape.slot_bytes as usize);
-                    let mut transfers = Vec::new();
-                    let header = slot::decode(&slot, &identity, epoch, &mut transfers);
-                    self.slots.insert(epoch.0, identity);
-                    let outcome = self.backup.handle_slot(header, &transfers, self.now, &mut actions);
-                    self.backup_queue.extend(actions.drain(..));
-                    self.backup_outcome(outcome);
-                }
-                BackupAction::WakeHoming => {}
-                BackupAction::CloseConnection(why) => {
-                    self.backup_log.push(format!("closes: {why}"));
-                    // What was sent before still arrives.
-                    for bytes in std::mem::take(&mut self.control.1) {
-                        if self.connected && self.primary_alive {
-                            self.message_to_primary(&bytes);
-                        }
-                    }
-                    self.cut();
-                }
-                BackupAction::Fence => {
-                    for bytes in std::mem::take(&mut self.control.1) {
-                        if self.connected && self.primary_alive {
-                            self.message_to_primary(&bytes);
-                        }
-                    }
-                    self.cut();
-                    self.backup.handle_fenced(self.now, &mut actions);
-                }
-                BackupAction::Swap { expected, new } => {
-                    let outcome = self.swap(&expected, &new);
-                    self.backup.handle_swap(&new, outcome, self.now, &mut actions);
-                }
-                BackupAction::ReadRecord => {
-                    self.backup.handle_record(self.read(), self.now, &mut actions);
-                }
-                BackupAction::Trial { epoch } => {
-                    self.check_homes(epoch);
-                    self.backup.handle_trial(self.trial.clone(), self.now, &mut actions);
-                }
-                BackupAction::TakeOver { epoch, displaced } => {
-                    self.take_over(epoch, &displaced);
-                    self.backup.handle_activated(self.activation.clone(), self.now, &mut actions);
-                }
-                BackupAction::Abandon => self.abandoned = true,
-                BackupAction::Report(report) => {
-                    if !matches!(report, backup::BackupReport::Committed { .. }) {
-                        self.backup_log.push(format!("{report:?}"));
-                    }
-                }
-            }
-            self.backup_queue.extend(actions);
-        }
-    }
-
-    fn home_some(&mut self) {
-        while self.rng.random_bool(0.8) {
-            let Some(copy) = self.backup.next_homing() else { return };
-            let page = PAGE_BYTES as usize;
-            self.arena.copy_to(
-                copy.source.0 as usize * page,
-                &self.arena,
-                copy.target.0 as usize * page,
-                page,
-            );
-            self.act_backup(|backup, now, actions| backup.homing_finished(&copy, now, actions));
-        }
-    }
-
-    fn home_value(&self, page: u64) -> u64 {
-        let mut bytes = [0; 8];
-        self.arena.read((page * PAGE_BYTES) as usize, &mut bytes);
-        u64::from_le_bytes(bytes)
-    }
-
-    fn homes(&self) -> Vec<u64> {
-        (0..PAGES).map(|page| self.home_value(page)).collect()
-    }
-
-    /// I2: the homes and the state are the guest at the pause of the epoch.
-    fn check_homes(&self, epoch: Epoch) {
-        assert_eq!(self.homes(), self.pauses[&epoch.0], "image at epoch {epoch}");
-        let slot =
-            self.arena.part(self.shape.slot_offset_bytes(epoch) as usize, self.shape.slot_bytes as usize);
-        let mut transfers = Vec::new();
-        let identity = self.slots[&epoch.0];
-        let header = slot::decode(&slot, &identity, epoch, &mut transfers).expect("the slot still stands");
-        let mut state = [0; 8];
-        slot.read(header.state_offset_bytes as usize, &mut state);
-        assert_eq!(u64::from_le_bytes(state), epoch.0, "state");
-    }
-
-    fn take_over(&mut self, epoch: Epoch, displaced: &[placement::committed::HomingCopy]) {
-        assert!(!self.connected, "fenced before the image is read");
-        let owner = self.record.as_ref().map(|record| &record.ownership);
-        assert_eq!(owner, Some(&Ownership::Owned { backup: "beta".into() }), "granted before activation");
-        let page = PAGE_BYTES as usize;
-        for copy in displaced {
-            self.arena.copy_to(
-                copy.source.0 as usize * page,
-                &self.arena,
-                copy.target.0 as usize * page,
-                page,
-            );
-        }
-        self.check_homes(epoch);
-        let homes = self.homes();
-        // I1: the world has seen nothing that the resumed guest does not know.
-        assert!(self.released <= homes[0], "released {} after takeover at {}", self.released, homes[0]);
-        self.activated = Some(homes);
-    }
-
-    /// I9: output leaves on a grant only when the record gives it.
-    fn check_may_run_alone(&self) {
-        let owner = self.record.as_ref().map(|record| &record.ownership);
-        assert_eq!(owner, Some(&Ownership::Solo { primary: "alpha".into() }), "released without the grant");
-        assert!(self.activated.is_none(), "two guests");
+    /// Whether the primary's guest still talks to the world.
+    pub fn primary_output_goes_on(&self) -> bool {
+        self.running && !self.destroyed && !self.gate.holding
     }
 
     /// The counter in the guest.

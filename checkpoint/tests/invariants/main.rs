@@ -1,6 +1,9 @@
 //! The machines against each other through encoded bytes, with tests named after the invariants.
 
+mod chaos;
+mod endings;
 mod harness;
+mod refusals;
 
 use std::time::Duration;
 

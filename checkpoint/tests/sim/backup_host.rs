@@ -55,6 +55,9 @@ impl BackupHost {
                     if let Some(process) = self.process.take() {
                         process.die(env);
                     }
+                    if !self.survivor {
+                        env.oracle.image_gone();
+                    }
                 }
                 progress
             }

@@ -113,6 +113,9 @@ impl PrimaryProcess {
                 host.guest.run = Run::Paused;
                 let mark = self.machine.paused(env.now);
                 host.gate.mark(mark, &mut env.oracle);
+                if env.mutant(Mutant::ReleaseEarly) {
+                    host.gate.leak(&mut env.oracle);
+                }
                 self.capture.stage = Stage::Save { last };
             }
         }

@@ -113,7 +113,8 @@ impl Sender {
     }
 
     fn reclaim(&mut self, pieces: &[Piece]) {
-        self.free.extend(pieces.iter().map(|piece| piece.chunk));
+        // What was freed last is used first: a byte read too late shows.
+        pieces.iter().for_each(|piece| self.free.push_front(piece.chunk));
     }
 
     fn drop_job(&mut self) {

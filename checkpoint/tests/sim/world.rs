@@ -314,7 +314,10 @@ impl World {
             return self.well_here();
         }
         // Nobody runs it: an end, or more was lost than one host.
-        let quiet = self.primary.is_quiet() && self.backup_is_quiet();
+        let process = self.primary.process.as_ref().map(|process| process.machine.state());
+        // With its guest dead a primary waits for a takeover that may never come.
+        let waits = process == Some(PrimaryState::TakingOver) && guest == Run::Gone;
+        let quiet = (self.primary.is_quiet() || waits) && self.backup_is_quiet();
         let excused = guest == Run::Ended
             || self.backup.failed_takeover
             || !self.backup.alive

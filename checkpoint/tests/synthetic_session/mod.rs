@@ -71,7 +71,7 @@ impl Session {
             identity: Identity {
                 session: SessionId(0xfeed_0000_0000_0000_0000_0000_0000_0001),
                 generation: Generation(4),
-                incarnation: Incarnation(1),
+                incarnation: Incarnation(256),
                 connection: ConnectionNumber(0),
             },
             in_flight: VecDeque::new(),
@@ -347,7 +347,8 @@ impl Session {
             self.map.copy_finished(copy.sequence);
         }
         self.primary_says(&Message::Invalidate);
-        let incarnation = self.identity.incarnation.next();
+        // The share of the second connection, as the protocol numbers incarnations.
+        let incarnation = Incarnation(512);
         self.backup_says(&Message::Invalidated { incarnation });
         self.identity.incarnation = incarnation;
         self.planner.reset();

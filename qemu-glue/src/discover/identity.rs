@@ -29,6 +29,7 @@ const MACHINE_HOST_SIDE: &[&str] = &[
 
 /// Properties of devices that name something of the host, or a state and no configuration.
 const DEVICE_HOST_SIDE: &[&str] = &[
+    "MCFG",
     "audiodev",
     "chardev",
     "drive",
