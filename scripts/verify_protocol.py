@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 PAGE = 4096
 VERSION = 1
 MAX_NUMBER = (1 << 63) - 1
-MAX_PAGES = 1 << 31
+MAX_PAGES, MAX_FRAMES = 1 << 31, (1 << 32) - 1
 MAX_HANDSHAKE, MAX_MESSAGE = 64 * 1024, 4096
 MAX_PAYLOAD = 512 << 20
 ROUND_MARKER = 1 << 63
@@ -123,6 +123,7 @@ def read_hello(b):
     depth = b.number(8, "depth", 1, 255)
     pages = b.number(8, "pages", 1, MAX_PAGES)
     spares = b.number(8, "spares", 0, MAX_PAGES)
+    need(pages + spares <= MAX_FRAMES, "too many frames")
     slots = b.number(8, "slots", depth + 1, 256)
     slot_bytes = b.number(8, "slot length", PAGE, 1 << 30)
     need(slot_bytes % PAGE == 0, "slot length is no multiple of a page")
@@ -156,7 +157,7 @@ def read_home(b):
     count = b.number(2, "homings", 1, 64)
     need(first + count <= MAX_NUMBER, "homing sequence leaves no room")
     b.zeros(6, "Home")
-    pairs = [(b.number(8, "page", 0, MAX_PAGES - 1), b.number(8, "frame", 0, 2 * MAX_PAGES - 1))
+    pairs = [(b.number(8, "page", 0, MAX_PAGES - 1), b.number(8, "frame", 0, MAX_FRAMES - 1))
              for _ in range(count)]
     return dict(first=first, homings=pairs)
 
@@ -206,7 +207,7 @@ def read_slot(payload):
     for page, frame, number, kind, zero in struct.iter_unpack("<QQIHH", data[128:end]):
         need(kind == 1, f"extent kind {kind}")
         need(zero == 0, "reserved bytes of an extent")
-        need(number > 0 and page + number <= MAX_PAGES and frame + number <= 2 * MAX_PAGES, "extent out of range")
+        need(number > 0 and page + number <= MAX_PAGES and frame + number <= MAX_FRAMES, "extent out of range")
         transfers.append((page, frame, number))
     need(sum(number for _, _, number in transfers) == pages, "sum of the extents' pages")
     return read_identity(data[16:56]), epoch, transfers, state_offset + state_bytes
@@ -221,7 +222,7 @@ class Image:
     placed: int = 0
     displaced: dict = field(default_factory=dict)      # page -> spare frame, map at A with homings up to h
     in_spares: dict = field(default_factory=dict)      # its inverse
-    unacked: dict = field(default_factory=dict)        # epoch -> [(page, frame)]
+    unacked: dict = field(default_factory=dict)        # epoch -> {page: frame}
     claimed: dict = field(default_factory=dict)        # frame -> epoch, targets of unacked epochs
     homings: dict = field(default_factory=dict)        # sequence -> (page, source), after h
     round: int = 0
@@ -266,17 +267,15 @@ class Image:
             free = frame not in busy and frame not in self.claimed and frame not in self.in_spares
             free = free and not (live and frame < pages and frame not in self.displaced)
             need(free, f"page {page} of epoch {epoch} in frame {frame}, which {self.why_used(frame)} uses")
-        self.unacked[epoch] = targets
+        self.unacked[epoch] = dict(targets)
         self.claimed.update((frame, epoch) for frame in seen)
         self.placed = epoch
 
     def newest(self, page, through=None):
         """The newest frame of a page among the epochs placed (up to `through`)."""
         for epoch in sorted(self.unacked, reverse=True):
-            if through is None or epoch <= through:
-                for at, frame in self.unacked[epoch]:
-                    if at == page:
-                        return frame
+            if (through is None or epoch <= through) and page in self.unacked[epoch]:
+                return self.unacked[epoch][page]
         return self.displaced.get(page, page)
 
     def ask_homing(self, sequence, page, source):
@@ -310,9 +309,9 @@ class Image:
                 del self.displaced[page], self.in_spares[source]
 
     def enter(self, targets):
-        for page, frame in targets:
+        for frame in targets.values():
             del self.claimed[frame]
-        for page, frame in targets:
+        for page, frame in targets.items():
             old = self.displaced.pop(page, None)
             if old is not None:
                 del self.in_spares[old]
@@ -352,6 +351,7 @@ class Replay:
         self.invalidating = False
         self.silenced = set()
         self.foreign = False
+        self.previous_identity = None   # before an Invalidated of this connection
 
     def record(self, kind, payload):
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -388,8 +388,9 @@ class Replay:
             if self.foreign:
                 allowed = ("Heartbeat", "Invalidate", "Invalidated", "Bye", "ByeAck")
                 need(name in allowed, f"{name} about an image that the primary does not know")
-            if name != "Invalidated":
-                need(identity == self.identity, f"{name} of {identity}; the connection is {self.identity}")
+            # Said before the primary learned of a new incarnation.
+            late = name in ("Heartbeat", "Bye") and sender == "primary" and identity == self.previous_identity
+            need(late or identity == self.identity, f"{name} of {identity}; the connection is {self.identity}")
         getattr(self, "on_" + name.lower())(sender, identity, **fields)
 
     def on_hello(self, _sender, identity, **hello):
@@ -408,14 +409,12 @@ class Replay:
             found, wanted = getattr(identity, part), getattr(asked, part)
             need(found == wanted, f"Welcome of {part} {found}, Hello of {wanted}")
         need(identity.incarnation >= 1, "Welcome of incarnation 0")
-        shape = {key: self.hello[key] for key in ("pages", "spares", "slots", "slot_bytes", "copy_only")}
+        shape = {key: self.hello[key] for key in ("pages", "spares", "slots", "slot_bytes", "copy_only", "depth")}
         same = (self.image is not None and before.session == identity.session
                 and before.incarnation == identity.incarnation)
         self.foreign = False
-        if same and committed == 0 and self.image.acked == 0:
-            need(homed_through == 0, "homings without a commit")
-            self.image = Image(shape)   # nothing is live: the rounds begin anew
-        elif same:
+        if same:
+            need(committed > 0, "nothing is committed in a known incarnation")
             need(shape == self.image.shape, "the arena's shape changed within an incarnation")
             self.image.stand_at(committed, homed_through, self.sent_on_last)
             self.image.drop_unfinished()
@@ -424,6 +423,8 @@ class Replay:
             # An image that the primary does not know can only be invalidated.
             self.foreign = committed > 0
             self.image = None if self.foreign else Image(shape)
+            need(self.foreign or identity.incarnation == 256 * identity.connection,
+                 f"a fresh arena of incarnation {identity.incarnation} on connection {identity.connection}")
         self.shape = shape
         self.identity, self.last_identity, self.phase = identity, identity, "open"
         self.last_commit = committed
@@ -433,6 +434,7 @@ class Replay:
     def on_roundend(self, _sender, _identity, round):
         need(not self.image.live(), "a synchronization round after the first epoch")
         need(round == self.round_ended + 1, f"round {round} after {self.round_ended}")
+        need(self.image.round == self.round_ended, f"round {round} before {self.round_ended} is acked")
         if self.primary:
             need(ROUND_MARKER | round in self.markers, f"RoundEnd {round} without its marker")
         self.round_ended = round
@@ -445,8 +447,7 @@ class Replay:
 
     def slot(self, identity, epoch, transfers, used):
         need(self.phase == "open", "slot without a connection")
-        if self.invalidating and identity == self.identity:
-            return
+        need(not self.invalidating, "slot after Invalidate")
         need(identity == self.identity, f"slot of {identity}; the connection is {self.identity}")
         image = self.image
         need(used <= image.shape["slot_bytes"], f"slot of {used} bytes in {image.shape['slot_bytes']}")
@@ -467,6 +468,8 @@ class Replay:
     def on_commit(self, _sender, _identity, epoch):
         need(not self.invalidating, "Commit after Invalidate")
         need(epoch == self.last_commit + 1, f"Commit {epoch} after {self.last_commit}")
+        need(epoch <= self.image.acked + self.image.shape["depth"],
+             f"Commit {epoch} with {self.image.acked} acked and a depth of {self.image.shape['depth']}")
         if self.primary:
             need(epoch <= self.image.placed, f"Commit {epoch} before its slot")
             need(epoch in self.markers, f"Commit {epoch} before its marker")
@@ -493,12 +496,18 @@ class Replay:
 
     def on_invalidate(self, _sender, _identity):
         need(not self.invalidating, "Invalidate twice")
+        if self.image:
+            need(self.last_commit == self.image.placed, f"Invalidate with {self.image.placed} placed, "
+                 f"{self.last_commit} sent")
+            need(not (self.primary and self.image.unacked), "Invalidate with unacked epochs")
         self.invalidating = True
 
     def on_invalidated(self, _sender, identity, incarnation):
         need(self.invalidating, "Invalidated without Invalidate")
         need(incarnation > self.identity.incarnation, f"incarnation {incarnation} is not newer")
-        need(identity == self.identity, f"Invalidated of {identity}; the connection is {self.identity}")
+        need(incarnation // 256 == identity.connection,
+             f"incarnation {incarnation} begun on connection {identity.connection}")
+        self.previous_identity = identity
         self.identity = Identity(identity.session, identity.generation, incarnation, identity.connection)
         self.last_identity = self.identity
         self.image = Image(self.shape)

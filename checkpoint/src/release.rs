@@ -13,11 +13,10 @@ pub struct ReleaseToken {
 }
 
 impl ReleaseToken {
-    /// # Panics
-    /// If the proof is that of a message made here: only what a peer sent releases output.
-    pub(crate) fn acked(through: GateMark, proof: &AckProof) -> Self {
-        assert!(proof.is_decoded(), "output is released only against a peer's Ack or Welcome");
-        Self { through, opens_gate: false }
+    /// For output up to the mark of an epoch that a peer's Ack or Welcome covers; `None` if the
+    /// proof was not decoded from a peer's bytes.
+    pub(crate) fn acked(through: GateMark, proof: &AckProof) -> Option<Self> {
+        proof.is_decoded().then_some(Self { through, opens_gate: false })
     }
 
     pub(crate) fn solo(_grant: &SoloGrant) -> Self {
@@ -33,5 +32,15 @@ impl ReleaseToken {
     /// [`crate::gate::OutputGate::hold`].
     pub fn opens_gate(&self) -> bool {
         self.opens_gate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i1_a_proof_made_for_sending_releases_nothing() {
+        assert_eq!(ReleaseToken::acked(GateMark(1), &AckProof::outgoing()), None);
     }
 }

@@ -172,6 +172,14 @@ fn i10_a_hello_beyond_the_limits_is_refused_by_every_decoder() {
         change(&mut hello);
         malformed(&bytes_of(&Message::Hello(hello)))
     };
+    let most = limits::MAX_PAGES;
+    assert!(
+        refused(&|hello| {
+            hello.arena.pages = most;
+            hello.arena.spares = most;
+        })
+        .contains("frames")
+    );
     assert!(refused(&|hello| hello.guest.clear()).contains("empty"));
     assert!(refused(&|hello| hello.guest = "a\nb".into()).contains("control"));
     assert!(refused(&|hello| hello.guest = "g".repeat(limits::MAX_NAME_BYTES + 1)).contains("exceeds"));
@@ -377,4 +385,14 @@ fn the_example_of_the_protocol_text_is_what_is_encoded() {
     let bytes = bytes_of(&Message::Commit { epoch: Epoch(42) });
     let encoded: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(example, encoded);
+}
+
+#[test]
+fn i10_a_state_changed_after_the_slot_was_read_is_not_loaded() {
+    let (slot, identity, epoch, used) = sample_slot();
+    let header = slot::decode(&slot, &identity, epoch, &mut Vec::new()).unwrap();
+    assert_eq!(slot::read_state(&slot, &header).unwrap(), [0xa5; 100]);
+    slot.write(used - 1, &[0]);
+    assert!(slot::read_state(&slot, &header).unwrap_err().to_string().contains("checksum of the state"));
+    assert!(slot::read_state(&slot.part(0, 128), &header).is_err());
 }

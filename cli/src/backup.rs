@@ -1,6 +1,167 @@
-//! x
-use crate::exit::Failure;
+//! `romulus backup`: stands ready for a guest until it is stopped; after a takeover it goes on to
+//! tell about it.
+
+use std::path::Path;
 use std::process::ExitCode;
-pub fn run(options: crate::settings::backup::BackupOptions) -> Result<ExitCode, Failure> {
-    todo!()
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use romulus_checkpoint::arbiter::none::AutomaticMoves;
+use romulus_checkpoint::arbiter::spec::ArbiterSpec;
+use romulus_checkpoint::driver::backup::{
+    BackupDriver, BackupHandle, BackupOptions as DriverOptions, BackupOutcome, BackupParts, BackupStatus,
+};
+use romulus_checkpoint::wire::record::Role;
+use romulus_host::memory::{HostArenas, available_bytes};
+use romulus_host::pinning::{Pinner, PinningPlan};
+use romulus_qemu::{QemuStandby, StandbyInfo, StandbyOptions};
+
+use crate::control::{Answer, ControlSocket, Request, default_path, runtime_dir};
+use crate::exit::{Code, Failure};
+use crate::fabric;
+use crate::protect::resolve;
+use crate::settings::backup::BackupOptions;
+use crate::signals::EndRequest;
+
+/// Suspicion of the primary, when not said otherwise: longer than the primary's and a swap.
+const SUSPECT_AFTER_MS: u64 = 260;
+/// How often the end is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The status of a backup, as `romulus status --json` prints it.
+#[derive(serde::Serialize)]
+struct Status {
+    role: &'static str,
+    pid: u32,
+    listen: String,
+    standby_pid: Option<i32>,
+    standby_qmp: Option<std::path::PathBuf>,
+    threads: romulus_host::pinning::PinnedThreads,
+    #[serde(flatten)]
+    driver: BackupStatus,
+}
+
+/// Stands ready until the end.
+pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
+    let listen = options.listen.as_deref().ok_or_else(|| {
+        Failure::usage("where to listen? --listen ADDRESS:PORT, which the primary reaches".into())
+    })?;
+    let listen = resolve("--listen", listen)?;
+    let arguments = read_standby(options.standby.as_deref())?;
+    let arbiter = ArbiterSpec::from_str(options.common.arbiter())
+        .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?;
+    let automatic = options.takeover_automatic()?;
+    let pinning = PinningPlan::parse(options.common.pin.as_deref().unwrap_or("off"))
+        .map_err(|e| Failure::usage(format!("--pin: {e}")))?;
+    let pinner = Pinner::new(pinning);
+
+    let end = EndRequest::watch()?;
+    let control_path = options.common.control.clone().unwrap_or_else(|| default_path("backup"));
+    let control = ControlSocket::bind(&control_path)?;
+
+    let limit_bytes = options.memory_limit_mib.map_or(available_bytes() / 10 * 9, |mib| mib << 20);
+    let mut driver = DriverOptions::new(&options.common.host("-backup"), listen, limit_bytes);
+    driver.machine.heartbeat_every = options.common.heartbeat_every();
+    driver.machine.suspect_after = options.common.suspect_after(SUSPECT_AFTER_MS)?;
+    driver.machine.takeover_automatic = automatic;
+
+    let standby = QemuStandby::new(StandbyOptions::new(arguments, runtime_dir()));
+    let info = standby.info();
+    let moves = if automatic { AutomaticMoves::AcceptSplitBrain } else { AutomaticMoves::Solo };
+    let arbiter = arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
+    let fabric = fabric::open(&options.common, &pinner, Role::Backup)?;
+    let mut parts = BackupParts::new(fabric, Box::new(standby), Box::new(HostArenas::new()), arbiter);
+    let callback = pinner.callback();
+    parts.threads = Arc::new(move |thread: &str| callback(thread));
+    let handle = BackupDriver::spawn(driver, parts)
+        .map_err(|e| Failure::failed(format!("listening on {listen}: {e}")))?;
+    eprintln!("romulus: standing ready at {}", handle.local_address());
+
+    serve(&control, &handle, &end, pinner, info.clone())?;
+    wait(&handle, &end, &info)
+}
+
+/// The standby's command line: one argument a line, `#` begins a comment.
+fn read_standby(path: Option<&Path>) -> Result<Vec<String>, Failure> {
+    let path = path.ok_or_else(|| {
+        Failure::usage(
+            "how is the standby started? --standby FILE names the guest's own QEMU command line, one argument \
+             a line, with {image} for the path of its RAM file"
+                .into(),
+        )
+    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Failure::usage(format!("--standby {}: {e}", path.display())))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+fn serve(
+    control: &ControlSocket,
+    handle: &BackupHandle,
+    end: &EndRequest,
+    pinner: Pinner,
+    info: StandbyInfo,
+) -> Result<(), Failure> {
+    let (driver, end) = (handle.clone(), end.clone());
+    control.serve(move |request| match request {
+        Request::Status => {
+            let status = Status {
+                role: "backup",
+                pid: std::process::id(),
+                listen: driver.local_address().to_string(),
+                standby_pid: info.pid(),
+                standby_qmp: info.qmp(),
+                threads: pinner.threads(),
+                driver: driver.status(),
+            };
+            serde_json::to_value(status).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok)
+        }
+        Request::Failover { force } => match driver.request_takeover(force) {
+            Ok(()) => Answer::Ok(serde_json::Value::Null),
+            Err(why) => Answer::Error(why),
+        },
+        Request::Stop => {
+            end.ask();
+            Answer::Ok(serde_json::Value::Null)
+        }
+    })
+}
+
+/// Waits for the end and tells each new state. After a takeover the guest is a process of its own;
+/// this one stays to tell about it until it is stopped.
+fn wait(handle: &BackupHandle, end: &EndRequest, info: &StandbyInfo) -> Result<ExitCode, Failure> {
+    let mut state = String::new();
+    let mut outcome = None;
+    let mut asked = false;
+    loop {
+        if outcome.is_none() {
+            outcome = handle.wait_for(LOOK_EVERY);
+            if let Some(BackupOutcome::Activated(_)) = &outcome {
+                let qmp = info.qmp().unwrap_or_default();
+                eprintln!(
+                    "romulus: the guest runs here; protect it again with: romulus protect --guest qemu:{}",
+                    qmp.display()
+                );
+            }
+        } else {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let status = handle.status();
+        if status.state != state {
+            eprintln!("romulus: {} ({})", status.state, status.state_reason);
+            state.clone_from(&status.state);
+        }
+        match &outcome {
+            Some(BackupOutcome::Stopped) => return Ok(ExitCode::SUCCESS),
+            Some(BackupOutcome::Failed(why)) => return Err(Failure::new(Code::Failed, why.clone())),
+            Some(BackupOutcome::Activated(_)) if end.came() => return Ok(ExitCode::SUCCESS),
+            _ => {}
+        }
+        if end.came() && !asked {
+            asked = true;
+            handle.request_stop();
+        }
+    }
 }

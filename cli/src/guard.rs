@@ -1,8 +1,59 @@
-//! x
+//! `romulus guard`: the process that acts for a `romulus protect` that was killed.
+
+use std::process::{Command, ExitCode};
+
+use romulus_host::guard::{GuardHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess};
+use romulus_qemu::QemuHandle;
+
 use crate::exit::Failure;
-use std::process::ExitCode;
+
+/// The guard is told everything by the process that starts it.
 #[derive(Debug, clap::Args)]
 pub struct GuardOptions {}
-pub fn run(options: &GuardOptions) -> Result<ExitCode, Failure> {
-    todo!()
+
+/// Starts a guard of this process.
+pub fn start(spec: &GuardSpec) -> Result<GuardHandle, Failure> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("guard");
+    romulus_host::guard::spawn(command, spec).map_err(|e| Failure::failed(e.to_string()))
+}
+
+/// Guards until there is nothing left to guard.
+pub fn run(_options: &GuardOptions) -> Result<ExitCode, Failure> {
+    let outcome = romulus_host::guard::run(&QemuParts).map_err(|e| {
+        Failure::failed(format!("{e} (`romulus guard` is started by `romulus protect`, not by hand)"))
+    })?;
+    tracing::info!("the guard has ended: {outcome:?}");
+    Ok(ExitCode::SUCCESS)
+}
+
+struct QemuParts;
+
+impl GuardParts for QemuParts {
+    fn guest(&self, spec: &GuardSpec, process: Option<GuestProcess>) -> Result<Box<dyn GuestHandle>, String> {
+        let process = process.ok_or("the guest's process is not known")?;
+        let pid = i32::try_from(process.pid()).map_err(|e| e.to_string())?;
+        let qemu = QemuHandle::new(&spec.access, pid).map_err(|e| e.to_string())?;
+        Ok(Box::new(GuardedQemu { qemu, process }))
+    }
+}
+
+/// A QEMU guest; whether it lives is asked of the descriptor that was opened when it certainly did.
+struct GuardedQemu {
+    qemu: QemuHandle,
+    process: GuestProcess,
+}
+
+impl GuestHandle for GuardedQemu {
+    fn alive(&mut self) -> bool {
+        self.process.is_alive()
+    }
+
+    fn resume_if_paused(&mut self) -> Result<(), String> {
+        self.qemu.resume_if_paused().map_err(|e| e.to_string())
+    }
+
+    fn destroy(&mut self) -> Result<(), String> {
+        self.process.kill().map_err(|e| e.to_string())
+    }
 }

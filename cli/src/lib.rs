@@ -7,6 +7,7 @@ pub mod control;
 pub mod demo;
 mod doctor;
 pub mod exit;
+mod fabric;
 mod guard;
 mod logging;
 mod protect;

@@ -1,6 +1,288 @@
-//! x
-use crate::exit::Failure;
+//! `romulus protect`: runs the primary's side until it is stopped, the guest ends, or the backup
+//! has the guest.
+
+use std::io::IsTerminal;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::ExitCode;
-pub fn run(options: crate::settings::protect::ProtectOptions) -> Result<ExitCode, Failure> {
-    todo!()
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use romulus_checkpoint::arbiter::none::AutomaticMoves;
+use romulus_checkpoint::arbiter::spec::ArbiterSpec;
+use romulus_checkpoint::driver::primary::{
+    CaptureMode, PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryOutcome, PrimaryParts, PrimaryStatus,
+    Watermark,
+};
+use romulus_checkpoint::guest::Guest;
+use romulus_checkpoint::wire::record::Role;
+use romulus_host::guard::{GuardHandle, PauseFlag};
+use romulus_host::pinning::{Pinner, PinningPlan};
+use romulus_host::tracking::TrackingOptions;
+use romulus_qemu::{GuestOptions, QemuGuest};
+
+use crate::control::{Answer, ControlSocket, Request, default_path};
+use crate::exit::{Code, Failure};
+use crate::settings::protect::ProtectOptions;
+use crate::signals::EndRequest;
+use crate::{fabric, guard};
+
+/// Suspicion of the backup, when not said otherwise.
+const SUSPECT_AFTER_MS: u64 = 150;
+/// How often the end and the progress are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The status of a primary, as `romulus status --json` prints it.
+#[derive(serde::Serialize)]
+struct Status {
+    role: &'static str,
+    pid: u32,
+    guest_pid: i32,
+    guard_pid: Option<u32>,
+    save_by: &'static str,
+    track_by: &'static str,
+    threads: romulus_host::pinning::PinnedThreads,
+    #[serde(flatten)]
+    driver: PrimaryStatus,
+}
+
+/// Protects a guest until the end.
+pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
+    let plan = Plan::check(&options)?;
+    let end = EndRequest::watch()?;
+    let control_path = options.common.control.clone().unwrap_or_else(|| default_path("protect"));
+    let control = ControlSocket::bind(&control_path)?;
+
+    let guest = attach(&options, &plan)?;
+    let guest_pid = guest.pid();
+    let (save_by, track_by) = guest.methods();
+    let driver_options = driver_options(&options, &plan, &guest)?;
+    let guard = start_guard(&options, &plan, &guest)?;
+    let handle = start_driver(&options, &plan, driver_options, guest, guard.as_ref())?;
+
+    let guard_pid = guard.as_ref().map(GuardHandle::pid);
+    let (pinner, driver) = (plan.pinner.clone(), handle.clone());
+    control.serve(move |request| match request {
+        Request::Status => {
+            let status = Status {
+                role: "protect",
+                pid: std::process::id(),
+                guest_pid,
+                guard_pid,
+                save_by,
+                track_by,
+                threads: pinner.threads(),
+                driver: driver.status(),
+            };
+            serde_json::to_value(status).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok)
+        }
+        Request::Failover { .. } => match driver.request_failover() {
+            Ok(()) => Answer::Ok(serde_json::Value::Null),
+            Err(why) => Answer::Error(why),
+        },
+        Request::Stop => {
+            driver.request_stop();
+            Answer::Ok(serde_json::Value::Null)
+        }
+    })?;
+
+    let outcome = wait(&handle, &end);
+    finish(outcome, guard)
+}
+
+/// The options, checked before anything is touched.
+struct Plan {
+    qmp: PathBuf,
+    backup: SocketAddr,
+    arbiter: ArbiterSpec,
+    host: String,
+    pinner: Pinner,
+}
+
+impl Plan {
+    fn check(options: &ProtectOptions) -> Result<Self, Failure> {
+        let guest = options.guest.as_deref().ok_or_else(|| {
+            Failure::usage("which guest? --guest qemu:PATH names the QMP socket of a running QEMU".into())
+        })?;
+        let qmp = match guest.split_once(':') {
+            Some(("qemu", path)) if !path.is_empty() => PathBuf::from(path),
+            _ => {
+                return Err(Failure::usage(format!(
+                    "--guest {guest}: qemu:PATH is possible, with the path of QEMU's QMP socket"
+                )));
+            }
+        };
+        let backup = options.backup.as_deref().ok_or_else(|| {
+            Failure::usage("which backup? --backup HOST:PORT names where `romulus backup` listens".into())
+        })?;
+        let pinning = PinningPlan::parse(options.common.pin.as_deref().unwrap_or("off"))
+            .map_err(|e| Failure::usage(format!("--pin: {e}")))?;
+        Ok(Self {
+            qmp,
+            backup: resolve("--backup", backup)?,
+            arbiter: ArbiterSpec::from_str(options.common.arbiter())
+                .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?,
+            host: options.common.host(""),
+            pinner: Pinner::new(pinning),
+        })
+    }
+}
+
+/// The first address of a name.
+pub fn resolve(option: &str, address: &str) -> Result<SocketAddr, Failure> {
+    let mut addresses = address
+        .to_socket_addrs()
+        .map_err(|e| Failure::usage(format!("{option} {address}: {e}; HOST:PORT is expected")))?;
+    addresses.next().ok_or_else(|| Failure::usage(format!("{option} {address}: the name has no address")))
+}
+
+fn attach(options: &ProtectOptions, plan: &Plan) -> Result<QemuGuest, Failure> {
+    let mut guest = GuestOptions::new(&plan.qmp);
+    guest.name = options.name.clone();
+    guest.allowances.unreplicated_disk = options.allow_unreplicated_disk == Some(true);
+    guest.allowances.network = options.allow_ungated_network == Some(true);
+    if let Some(kib) = options.state_kib {
+        guest.state_max_bytes = kib << 10;
+    }
+    guest.tracking = TrackingOptions {
+        threads: options.scan_threads.unwrap_or(1).max(1),
+        thread_setup: plan.pinner.callback(),
+    };
+    QemuGuest::attach(guest).map_err(|e| {
+        let code = match &e {
+            romulus_qemu::QemuError::Refused(_) => Code::Refused,
+            _ => Code::Failed,
+        };
+        Failure::new(code, format!("guest qemu:{}: {e}", plan.qmp.display()))
+    })
+}
+
+fn driver_options(
+    options: &ProtectOptions,
+    plan: &Plan,
+    guest: &dyn Guest,
+) -> Result<PrimaryOptions, Failure> {
+    let mut driver = PrimaryOptions::new(&plan.host, plan.backup, guest)
+        .map_err(|e| Failure::failed(format!("drawing a session id: {e}")))?;
+    let machine = &mut driver.machine;
+    machine.interval = options.interval()?;
+    machine.depth = options.depth()?;
+    machine.heartbeat_every = options.common.heartbeat_every();
+    machine.suspect_after = options.common.suspect_after(SUSPECT_AFTER_MS)?;
+    machine.solo_automatic = options.solo_automatic()?;
+    driver.spares = options.spare_pages(guest.layout().pages());
+    driver.machine.low_water_spares = driver.spares / 2;
+    if let Some(kib) = options.state_kib {
+        driver.max_state_bytes = kib << 10;
+    }
+    driver.capture = if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged };
+    driver.staging_bytes = options.staging_mib.unwrap_or(64).max(1) << 20;
+    driver.copy_workers = options.copy_threads.unwrap_or(0);
+    driver.spin = options.common.spin();
+    driver.watermark = match options.watermark_pages.unwrap_or(0) {
+        0 => None,
+        pages => Some(Watermark { pages, check_every: driver.machine.interval / 4 }),
+    };
+    Ok(driver)
+}
+
+fn start_guard(
+    options: &ProtectOptions,
+    plan: &Plan,
+    guest: &QemuGuest,
+) -> Result<Option<GuardHandle>, Failure> {
+    if options.no_guard == Some(true) {
+        return Ok(None);
+    }
+    let spec = romulus_host::guard::GuardSpec {
+        guest: guest.name().to_owned(),
+        host: plan.host.clone(),
+        arbiter: plan.arbiter.to_string(),
+        solo_automatic: options.solo_automatic()?,
+        guest_pid: u32::try_from(guest.pid()).ok(),
+        access: plan.qmp.to_string_lossy().into_owned(),
+        gate: None,
+        report: None,
+    };
+    guard::start(&spec).map(Some)
+}
+
+fn start_driver(
+    options: &ProtectOptions,
+    plan: &Plan,
+    driver: PrimaryOptions,
+    guest: QemuGuest,
+    guard: Option<&GuardHandle>,
+) -> Result<PrimaryHandle, Failure> {
+    let moves = AutomaticMoves::Solo;
+    let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
+    let fabric = fabric::open(&options.common, &plan.pinner, Role::Primary)?;
+    let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
+    let pinner = plan.pinner.clone();
+    parts.threads = Arc::new(move |thread: &str| pinner.started(thread));
+    let flag = guard.map_or_else(PauseFlag::unwatched, GuardHandle::pause_flag);
+    parts.pause_flag = Arc::new(move |paused| if paused { flag.raise() } else { flag.lower() });
+    let staging_bytes =
+        usize::try_from(driver.staging_bytes).map_err(|e| Failure::usage(format!("--staging-mib: {e}")))?;
+    let staging = romulus_host::memory::staging(staging_bytes)
+        .map_err(|e| Failure::failed(format!("allocating {} MiB of staging: {e}", staging_bytes >> 20)))?;
+    parts.staging = Some(staging);
+    if let Some(guard) = guard {
+        guard.arm();
+    }
+    PrimaryDriver::spawn(driver, parts)
+        .map_err(|e| Failure::new(Code::Refused, format!("protection cannot begin: {e}")))
+}
+
+/// Waits for the end, shows the synchronization's progress, and tells each new state.
+fn wait(handle: &PrimaryHandle, end: &EndRequest) -> PrimaryOutcome {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("synchronizing {bar:40} {percent} % of {msg}") {
+        bar.set_style(style);
+    }
+    let mut state = String::new();
+    let mut asked = false;
+    loop {
+        if let Some(outcome) = handle.wait_for(LOOK_EVERY) {
+            bar.finish_and_clear();
+            return outcome;
+        }
+        if end.came() && !asked {
+            asked = true;
+            handle.request_stop();
+        }
+        let status = handle.status();
+        if status.state != state {
+            bar.suspend(|| eprintln!("romulus: {} ({})", status.state, status.state_reason));
+            state.clone_from(&status.state);
+        }
+        if status.state == "syncing" {
+            bar.set_length(status.sync.pages_total);
+            bar.set_position(status.sync.pages_done);
+            bar.set_message(format!("{} MiB, round {}", status.sync.pages_total >> 8, status.sync.round));
+        }
+    }
+}
+
+fn finish(outcome: PrimaryOutcome, guard: Option<GuardHandle>) -> Result<ExitCode, Failure> {
+    if let Some(guard) = guard {
+        // A driver that failed may have left the guest to the guard: its death is then ours.
+        if !matches!(outcome, PrimaryOutcome::Failed(_)) {
+            guard.detach();
+        }
+    }
+    match outcome {
+        PrimaryOutcome::Stopped => {
+            eprintln!("romulus: protection has ended; the guest runs on, unprotected");
+            Ok(ExitCode::SUCCESS)
+        }
+        PrimaryOutcome::GuestEnded => Err(Failure::new(Code::GuestEnded, "the guest has powered off")),
+        PrimaryOutcome::GuestDied(why) => {
+            Err(Failure::new(Code::Moved, format!("the guest's process died ({why}); the backup takes over")))
+        }
+        PrimaryOutcome::TakenOver => Err(Failure::new(Code::Moved, "the guest now runs at the backup")),
+        PrimaryOutcome::Failed(why) => Err(Failure::failed(why)),
+    }
 }

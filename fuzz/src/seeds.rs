@@ -10,6 +10,9 @@ use romulus_checkpoint::wire::record::{Recorder, Role};
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::{ConnectionNumber, FrameIndex, Generation, PageIndex, Transfer};
 use romulus_transport::Memory;
+use romulus_transport::tcp::wire::{
+    self, Answer, ControlHeader, ControlKind, DataHeader, Descriptor, Offer, Preface,
+};
 
 use crate::slot_identity;
 
@@ -86,4 +89,24 @@ pub fn recordings(directory: &Path) -> Vec<Vec<u8>> {
     recorder.disconnected();
     drop(recorder);
     vec![std::fs::read(&path).expect("the recording just made")]
+}
+
+/// Every item of the tcp fabric, behind the byte that chooses its decoder.
+pub fn tcp_items(_directory: &Path) -> Vec<Vec<u8>> {
+    let token = [7; wire::TOKEN_BYTES];
+    let message = ControlHeader { kind: ControlKind::Message, len_bytes: 72 };
+    let heartbeat = ControlHeader { kind: ControlKind::Heartbeat, len_bytes: 0 };
+    let answer = Answer { streams: 4, heartbeat_every_us: 5000, token, chunks_bytes: vec![1 << 30, 4096] };
+    let items: [(u8, Vec<u8>); 9] = [
+        (0, wire::encode_preface(&Preface::Control).into()),
+        (0, wire::encode_preface(&Preface::Data { stream: 3, token }).into()),
+        (1, wire::encode_control_header(&message).into()),
+        (1, wire::encode_control_header(&heartbeat).into()),
+        (2, wire::encode_data_header(&DataHeader::Writes { count: 2, payload_bytes: 8192 }).into()),
+        (2, wire::encode_data_header(&DataHeader::Marker { marker: 9 }).into()),
+        (3, wire::encode_descriptor(&Descriptor { offset: 4096, len_bytes: 8192 }).into()),
+        (4, wire::encode_offer(&Offer { streams: 4, heartbeat_every_us: 5000 })),
+        (5, wire::encode_answer(&answer)),
+    ];
+    items.into_iter().map(|(which, bytes)| [vec![which], bytes].concat()).collect()
 }

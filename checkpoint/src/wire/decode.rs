@@ -7,8 +7,8 @@ use super::AckProof;
 use super::bytes::{Reader, malformed};
 use super::header::{self, Kind};
 use super::limits::{
-    MAX_CONFIGURATION_LINES, MAX_DEPTH, MAX_FABRIC_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, MAX_NUMBER,
-    MAX_PAGES, MAX_REGIONS, MAX_SLOT_BYTES, MAX_SLOTS, MAX_TEXT_BYTES,
+    MAX_CONFIGURATION_LINES, MAX_DEPTH, MAX_FABRIC_BYTES, MAX_FRAMES, MAX_LINE_BYTES, MAX_NAME_BYTES,
+    MAX_NUMBER, MAX_PAGES, MAX_REGIONS, MAX_SLOT_BYTES, MAX_SLOTS, MAX_TEXT_BYTES,
 };
 use super::message::{
     ByeReason, DecodeError, ErrorCode, Hello, Homing, MAX_HOMINGS, MachineIdentity, Message, Welcome,
@@ -98,6 +98,9 @@ fn read_hello(identity: Identity, body: &mut Reader<'_>) -> Result<Hello, Decode
 fn read_shape(depth: u64, body: &mut Reader<'_>) -> Result<ArenaShape, DecodeError> {
     let pages = body.within("pages", 1, MAX_PAGES)?;
     let spares = body.within("spares", 0, MAX_PAGES)?;
+    if pages + spares > MAX_FRAMES {
+        return Err(malformed(format!("{pages} pages and {spares} spares exceed {MAX_FRAMES} frames")));
+    }
     let slots = body.within("slots", depth + 1, MAX_SLOTS)?;
     let slot_bytes = body.within("slot length", PAGE_BYTES, MAX_SLOT_BYTES)?;
     if slot_bytes % PAGE_BYTES != 0 {
@@ -154,7 +157,7 @@ fn read_home(body: &mut Reader<'_>) -> Result<Message, DecodeError> {
     let mut homings = ArrayVec::new();
     for _ in 0..count {
         let page = PageIndex(body.within("page", 0, MAX_PAGES - 1)?);
-        let source = FrameIndex(body.within("source frame", 0, 2 * MAX_PAGES - 1)?);
+        let source = FrameIndex(body.within("source frame", 0, MAX_FRAMES - 1)?);
         homings.push(Homing { page, source });
     }
     Ok(Message::Home { first_sequence: HomingSequence(first), homings })

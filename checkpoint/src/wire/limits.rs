@@ -16,6 +16,8 @@ pub const MAX_FABRIC_BYTES: usize = 32 * 1024;
 
 /// P at most, and S at most: 8 TiB each.
 pub const MAX_PAGES: u64 = 1 << 31;
+/// P + S at most.
+pub const MAX_FRAMES: u64 = u32::MAX as u64;
 /// D at most.
 pub const MAX_DEPTH: u64 = 255;
 /// K at most.

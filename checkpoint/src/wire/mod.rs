@@ -8,6 +8,7 @@ mod header;
 pub mod limits;
 pub mod message;
 pub mod record;
+pub mod recorded;
 pub mod slot;
 
 /// Proof that an Ack or Welcome was decoded from a peer's bytes. Only the decoders of this module

@@ -10,7 +10,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::IdentityBytes;
-use super::limits::{MAX_NUMBER, MAX_PAGES, MAX_STATE_BYTES, MAX_TRANSFERS};
+use super::limits::{MAX_FRAMES, MAX_NUMBER, MAX_PAGES, MAX_STATE_BYTES, MAX_TRANSFERS};
 use super::message::VERSION;
 use crate::extent::Transfer;
 use crate::ids::{Epoch, FrameIndex, Identity, PageIndex};
@@ -201,6 +201,18 @@ pub struct SlotHeader {
     pub state_bytes: u64,
     /// Where the state begins.
     pub state_offset_bytes: u64,
+    /// Its CRC-32.
+    pub state_checksum: u32,
+}
+
+/// Copies the state of a slot that was decoded before, and checks the copy: between the two the
+/// peer could still write.
+pub fn read_state(slot: &Memory, header: &SlotHeader) -> Result<Vec<u8>, SlotError> {
+    check_extent_of_slot(header.transfers, header.state_bytes, header.state_offset_bytes, slot)?;
+    let mut state = vec![0; header.state_bytes as usize];
+    slot.read(header.state_offset_bytes as usize, &mut state);
+    same_checksum("state", header.state_checksum, crc32fast::hash(&state))?;
+    Ok(state)
 }
 
 /// Reads a slot **once** (the peer could still write it): transfers are copied into `transfers`
@@ -221,13 +233,14 @@ pub fn decode(
         transfers: header.transfers.get(),
         state_bytes: header.state_bytes.get(),
         state_offset_bytes: header.state_offset_bytes.get(),
+        state_checksum: header.state_checksum.get(),
     };
     check_extent_of_slot(found.transfers, found.state_bytes, found.state_offset_bytes, slot)?;
     let outcome = read_extents(slot, &found, header.extents_checksum.get(), header.pages.get(), transfers)
         .and_then(|()| {
             let start = found.state_offset_bytes as usize;
             let computed = checksum(slot, start, found.state_bytes as usize);
-            same_checksum("state", header.state_checksum.get(), computed)
+            same_checksum("state", found.state_checksum, computed)
         });
     if outcome.is_err() {
         transfers.clear();
@@ -367,7 +380,7 @@ fn check_transfer(transfer: &Transfer) -> Result<(), SlotError> {
         |first: u64, limit: u64| first.checked_add(transfer.pages).is_some_and(|end| end <= limit);
     if transfer.pages == 0
         || !ends_within(transfer.first_page.0, MAX_PAGES)
-        || !ends_within(transfer.first_frame.0, 2 * MAX_PAGES)
+        || !ends_within(transfer.first_frame.0, MAX_FRAMES)
     {
         return malformed(format!(
             "extent of {} pages at page {}, frame {} is empty or out of range",

@@ -53,7 +53,7 @@ pub struct Session {
 
 enum InFlight {
     Commit(Epoch, Vec<u8>),
-    Home(Message, Vec<u8>),
+    Home(Box<Message>, Vec<u8>),
 }
 
 impl Session {
@@ -71,7 +71,7 @@ impl Session {
             identity: Identity {
                 session: SessionId(0xfeed_0000_0000_0000_0000_0000_0000_0001),
                 generation: Generation(4),
-                incarnation: Incarnation(1),
+                incarnation: Incarnation(256),
                 connection: ConnectionNumber(0),
             },
             in_flight: VecDeque::new(),
@@ -256,7 +256,7 @@ impl Session {
             let message = Message::Home { first_sequence, homings };
             let bytes = self.bytes(&message);
             self.primary.sent(&bytes);
-            self.in_flight.push_back(InFlight::Home(message, bytes));
+            self.in_flight.push_back(InFlight::Home(Box::new(message), bytes));
         }
     }
 
@@ -265,7 +265,7 @@ impl Session {
         match self.in_flight.pop_front() {
             None => {}
             Some(InFlight::Home(message, bytes)) => {
-                let Message::Home { first_sequence, homings } = message else { unreachable!() };
+                let Message::Home { first_sequence, homings } = *message else { unreachable!() };
                 self.backup.received(&bytes);
                 self.map.take_homings(first_sequence, &homings).expect("the planner asks by the rules");
             }
@@ -347,7 +347,8 @@ impl Session {
             self.map.copy_finished(copy.sequence);
         }
         self.primary_says(&Message::Invalidate);
-        let incarnation = self.identity.incarnation.next();
+        // The share of the second connection, as the protocol numbers incarnations.
+        let incarnation = Incarnation(512);
         self.backup_says(&Message::Invalidated { incarnation });
         self.identity.incarnation = incarnation;
         self.planner.reset();

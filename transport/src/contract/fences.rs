@@ -72,7 +72,7 @@ pub fn markers_come_in_order_and_none_is_left_out(subject: &Subject) {
 
 /// Numbers need not grow and may come again, once they are not on their way any more; 0 and
 /// the greatest are refused, and the connection goes on.
-pub fn marker_numbers_are_the_callers(subject: &Subject) {
+pub fn markers_need_not_grow(subject: &Subject) {
     let pair = Pair::new(subject, 4096, &[4096]);
     let markers = [5, 4, 1 << 63 | 1, 5, u64::MAX - 1, 1];
     for marker in markers {

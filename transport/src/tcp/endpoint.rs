@@ -180,9 +180,13 @@ impl Endpoint for TcpEndpoint {
         lock(&self.poster).mark(&self.link, marker)
     }
 
-    fn completed(&self, _marker: u64, _timeout: Duration) -> Result<u64, TransportError> {
+    fn completed(&self, marker: u64, _timeout: Duration) -> Result<u64, TransportError> {
         // The kernel has copied whatever `write` and `mark` returned from.
-        Ok(lock(&self.poster).last_marker())
+        let last = lock(&self.poster).last_marker();
+        if last != marker {
+            self.check_open()?;
+        }
+        Ok(last)
     }
 
     fn send(&self, message: &[u8]) -> Result<(), TransportError> {

@@ -1,0 +1,192 @@
+//! What the capture thread does: rounds of the synchronization, and checkpoints.
+
+use crate::extent::{Extent, Transfer};
+use crate::ids::{GateMark, Time};
+use crate::placement::planner::NotPlaced;
+use crate::wire::message::Message;
+
+use super::image::{Capture, Flight, Phase, RoundStep, within};
+use super::{Actions, NotTaken, PlacedEpoch, Primary, PrimaryAction, PrimaryReport, Work};
+
+impl Primary {
+    /// What the capture thread is to do.
+    pub fn next_work(&mut self, now: Time) -> Work {
+        if !self.link.is_up() || self.over.is_some() {
+            return Work::Wait { until: None };
+        }
+        match &mut self.image.phase {
+            Phase::Rounds(rounds) if rounds.step == RoundStep::Idle && self.ending.is_none() => {
+                rounds.step = RoundStep::Taken;
+                Work::Round { round: rounds.round + 1, everything: rounds.round == 0 }
+            }
+            Phase::Epochs => self.next_checkpoint(now),
+            _ => Work::Wait { until: None },
+        }
+    }
+
+    fn next_checkpoint(&mut self, now: Time) -> Work {
+        let next_is_last = self.next_is_last();
+        let image = &mut self.image;
+        // Depth D; it also keeps slot n at most A + K - 1 (rule 7), since K is at least D + 1.
+        let full = image.flights.len() as u64 >= self.config.depth
+            || image.placed.0 + 1 > image.acked.0 + self.shape.slots.saturating_sub(1);
+        let Some(last) = next_is_last else { return Work::Wait { until: None } };
+        if full || !self.gate.is_held() {
+            return Work::Wait { until: None };
+        }
+        image.early |= last;
+        let due = image.due(self.config.interval, now);
+        if now < due {
+            return Work::Wait { until: Some(due) };
+        }
+        image.capture =
+            Some(Capture { connection: self.link.connection, last, mark: self.last_mark, paused_at: now });
+        Work::Checkpoint { last }
+    }
+
+    /// End the present epoch now (watermark, gate's byte bound).
+    pub fn end_epoch_early(&mut self) {
+        self.image.early = true;
+    }
+
+    /// The writes of a round are posted, followed by the marker `ROUND_MARKER | round`; `pages`
+    /// is how many it had. Ignored when the round is not the one asked for last (the connection
+    /// has changed meanwhile).
+    pub fn round_posted(&mut self, round: u64, pages: u64, now: Time, actions: &mut Actions) {
+        let _ = now;
+        let Phase::Rounds(rounds) = &mut self.image.phase else { return };
+        if !self.link.is_up() || rounds.step != RoundStep::Taken || round != rounds.round + 1 {
+            return;
+        }
+        rounds.round = round;
+        rounds.step = RoundStep::Posted;
+        rounds.pages = pages;
+        self.send(Message::RoundEnd { round }, actions);
+    }
+
+    /// A round was not sent, nothing of it was posted: its pages must be sent by a later round or
+    /// epoch.
+    pub fn round_failed(&mut self, round: u64, dirty: &[Extent]) {
+        self.image.keep(dirty);
+        if let Phase::Rounds(rounds) = &mut self.image.phase
+            && rounds.step == RoundStep::Taken
+            && round == rounds.round + 1
+        {
+            rounds.step = RoundStep::Idle;
+        }
+    }
+
+    /// The guest has been paused: the mark to give to the gate.
+    pub fn paused(&mut self, now: Time) -> GateMark {
+        self.last_mark = self.last_mark.next();
+        self.image.early = false;
+        self.image.paused_at = Some(now);
+        if let Some(capture) = &mut self.image.capture {
+            capture.mark = self.last_mark;
+            capture.paused_at = now;
+        }
+        self.last_mark
+    }
+
+    /// Places what was collected while paused, with pages carried over from epochs that did not
+    /// commit. `transfers` is cleared first. In each error case the pages are kept for the next.
+    pub fn place(
+        &mut self,
+        dirty: &[Extent],
+        now: Time,
+        transfers: &mut Vec<Transfer>,
+        actions: &mut Actions,
+    ) -> Result<PlacedEpoch, NotTaken> {
+        transfers.clear();
+        debug_assert!(within(dirty, self.shape.pages));
+        let next_is_last = self.next_is_last();
+        let capture = self.image.capture.take().filter(|capture| {
+            // A pause before the present hold, or for another connection, ends no epoch of this
+            // one: what left since then would belong to no epoch. And a last checkpoint that is
+            // wanted no more would leave the guest paused.
+            capture.connection == self.link.connection
+                && (!capture.last || next_is_last == Some(true))
+                && self.link.is_up()
+                && self.gate.is_held()
+                && self.image.phase == Phase::Epochs
+                && self.over.is_none()
+        });
+        let Some(capture) = capture else {
+            self.image.keep(dirty);
+            return Err(NotTaken::Superseded);
+        };
+        let epoch = self.image.placed.next();
+        let image = &mut self.image;
+        let merge = !image.carry.is_empty();
+        if merge {
+            image.merge(dirty);
+        }
+        let pages: &[Extent] = if merge { &image.merged } else { dirty };
+        let count = pages.iter().map(|extent| extent.pages).sum();
+        match image.planner.place(epoch, pages, transfers) {
+            Ok(()) => {
+                image.carry.clear();
+                image.placed = epoch;
+                image.stalled_until = None;
+                let Capture { mark, paused_at, .. } = capture;
+                image.flights.push_back(Flight { epoch, mark, paused_at });
+                image.fresh_from = Some(image.fresh_from.map_or(epoch, |first| first.min(epoch)));
+                if capture.last {
+                    self.last_epoch_placed(epoch);
+                }
+                Ok(PlacedEpoch { epoch, identity: self.identity(), pages: count })
+            }
+            Err(not_placed) => {
+                self.image.keep(dirty);
+                Err(self.not_placed(not_placed, count, now, actions))
+            }
+        }
+    }
+
+    fn not_placed(&mut self, why: NotPlaced, pages: u64, now: Time, actions: &mut Actions) -> NotTaken {
+        let outcome = match why {
+            NotPlaced::Later => {
+                self.image.stalled_until = Some(now.after(self.config.interval));
+                self.ask_homings(actions);
+                NotTaken::Stalled
+            }
+            NotPlaced::NeverFits { spares, .. } => {
+                self.image.phase = Phase::Draining;
+                actions.push(PrimaryAction::Report(PrimaryReport::Overflow { pages }));
+                self.because(format_args!("an epoch of {pages} pages exceeds the {spares} spare frames"));
+                self.last_epoch_failed();
+                NotTaken::Overflow
+            }
+        };
+        self.settle(now, actions);
+        outcome
+    }
+
+    /// Capture failed after pages were collected and before [`place`](Self::place), or before
+    /// anything was collected (`dirty` is empty then).
+    pub fn capture_failed(&mut self, dirty: &[Extent]) {
+        self.image.keep(dirty);
+        if self.image.capture.take().is_some_and(|capture| capture.last) {
+            self.last_epoch_failed();
+        }
+    }
+
+    /// Data, slot and markers of the epoch are posted on this connection: sends Commit.
+    /// Ignored when the epoch belongs to an older connection.
+    pub fn epoch_posted(&mut self, placed: &PlacedEpoch, now: Time, actions: &mut Actions) {
+        let live = matches!(self.image.phase, Phase::Epochs | Phase::Draining);
+        if !self.link.is_up() || !live || placed.identity != self.identity() {
+            return;
+        }
+        if placed.epoch != self.image.commit_sent.next() {
+            // An epoch was lost between capture and sender: only a new connection mends that.
+            let (posted, before) = (placed.epoch, self.image.commit_sent);
+            self.close(format_args!("epoch {posted} was posted after epoch {before}"), now, actions);
+            self.settle(now, actions);
+            return;
+        }
+        self.image.commit_sent = placed.epoch;
+        self.image.planner.commit_sent(placed.epoch);
+        self.send(Message::Commit { epoch: placed.epoch }, actions);
+    }
+}

@@ -1,0 +1,101 @@
+//! Attaching to a running QEMU: discovery, refusals, the mapped memory.
+
+use romulus_checkpoint::PAGE_BYTES;
+use romulus_checkpoint::Region;
+use romulus_host::tracking::DirtyRange;
+
+use super::options::GuestOptions;
+use super::run_state::RunState;
+use super::{PauseDetail, QemuGuest};
+use crate::discover::{Inventory, identity, ram, refusal};
+use crate::error::QemuError;
+use crate::process::Process;
+use crate::qmp::{Client, Prepared, QmpError};
+use crate::stream::{ROM_REGION, RomRecord};
+
+/// Connects to the monitor of a guest. A monitor that gives no greeting serves somebody else.
+pub(crate) fn connect(options: &GuestOptions) -> Result<Client, QemuError> {
+    let path = options.qmp.display();
+    match Client::connect(&options.qmp, options.command_timeout) {
+        Ok(client) => Ok(client),
+        Err(QmpError::Timeout { what, waited }) if what == "the greeting" => {
+            Err(QemuError::Refused(format!(
+                "QMP socket {path} accepts but does not greet within {waited:?}: another program (another romulus?) is \
+                 connected to it; disconnect that, or give QEMU a second -qmp socket for Romulus"
+            )))
+        }
+        Err(QmpError::Io(error)) => Err(QemuError::failed(
+            format!("connecting to QMP socket {path}"),
+            format!("{error}; start QEMU with -qmp unix:PATH,server=on,wait=off"),
+        )),
+        Err(QmpError::Protocol(why)) => Err(QemuError::Refused(format!(
+            "{path} is not a QMP socket ({why}); start QEMU with -qmp unix:PATH,server=on,wait=off"
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The process behind a monitor.
+pub(crate) fn process(client: &Client, options: &GuestOptions) -> Result<Process, QemuError> {
+    match options.pid {
+        Some(pid) => Process::open(pid),
+        None => Process::of_monitor(client),
+    }
+}
+
+impl QemuGuest {
+    /// Attaches to a running QEMU. Nothing of the guest is changed before
+    /// [`start_tracking`](romulus_checkpoint::guest::Guest::start_tracking). Refuses what cannot
+    /// be protected, naming what and how to mend it.
+    pub fn attach(options: GuestOptions) -> Result<Self, QemuError> {
+        let mut client = connect(&options)?;
+        let process = process(&client, &options)?;
+        let inventory = Inventory::take(&mut client)?;
+        refusal::check(&inventory, options.allowances)?;
+        let regions = ram::regions(&inventory)?;
+        let mappings = ram::locate(&regions, &process.shared_mappings()?, inventory.address_of_zero)?;
+
+        let mut layout = ram::layout(&regions);
+        let mut memory = Vec::new();
+        let mut ranges = Vec::new();
+        let mut first = 0;
+        for (mapping, region) in mappings.iter().zip(&layout.regions) {
+            memory.push(process.map_read_only(mapping)?);
+            ranges.push(DirtyRange {
+                address: mapping.address,
+                pages: region.pages,
+                first: romulus_checkpoint::PageIndex(first),
+            });
+            first += region.pages;
+        }
+        let rom = RomRecord::with_room_for(identity::rom_bytes(&inventory));
+        let rom_region_pages = rom.memory().len_bytes() as u64 / PAGE_BYTES;
+        layout.regions.push(Region { name: ROM_REGION.into(), pages: rom_region_pages });
+        memory.push(rom.memory().clone());
+
+        let name = options.name.clone().or_else(|| inventory.guest_name.clone());
+        Ok(Self {
+            name: name.unwrap_or_else(|| "guest".into()),
+            machine: identity::identity(&inventory),
+            saves_devices: inventory.saves_devices,
+            layout,
+            memory,
+            ranges,
+            rom_first: first,
+            rom_dirty_pages: 0,
+            rom,
+            rom_refresh_until: None,
+            savers: None,
+            tracker: None,
+            paused: false,
+            run: RunState::running(),
+            detail: PauseDetail::default(),
+            stop: Prepared::new("stop", &serde_json::Value::Null),
+            cont: Prepared::new("cont", &serde_json::Value::Null),
+            client,
+            process,
+            reported_death: false,
+            options,
+        })
+    }
+}

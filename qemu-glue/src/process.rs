@@ -1,0 +1,190 @@
+//! The QEMU process behind a monitor: who it is, whether it lives, what it has mapped.
+
+use std::fs::File;
+use std::time::Duration;
+
+use romulus_host::guard::GuestProcess;
+use romulus_host::memory::map_guest_file;
+use romulus_transport::Memory;
+
+use crate::error::QemuError;
+use crate::qmp::Client;
+
+/// How long a killed process may take to give up its memory.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A process, named by a descriptor that cannot come to mean another one.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    inner: GuestProcess,
+}
+
+/// A shared mapping of a file, put together from adjoining lines of `/proc/PID/maps`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedMapping {
+    /// First address in the process.
+    pub address: u64,
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// Offset in the file of the first byte.
+    pub offset: u64,
+    /// Device and inode of the file, as the kernel prints them.
+    pub file: String,
+    /// The file's name when it was mapped.
+    pub name: String,
+    /// Bounds of the first line, which name it in `/proc/PID/map_files`.
+    first_line: (u64, u64),
+}
+
+impl Process {
+    /// Opens the process `pid`.
+    pub fn open(pid: i32) -> Result<Self, QemuError> {
+        let id = u32::try_from(pid).ok().filter(|id| *id > 0).ok_or_else(|| {
+            QemuError::Refused("QEMU runs in another PID namespace: run romulus in the same".into())
+        })?;
+        let inner = GuestProcess::open(id)
+            .map_err(|error| QemuError::failed(format!("opening process {pid}"), error))?;
+        Ok(Self { pid, inner })
+    }
+
+    /// The process at the other end of a monitor: the one that listens on its socket. It must
+    /// look like QEMU.
+    pub fn of_monitor(client: &Client) -> Result<Self, QemuError> {
+        let peer = rustix::net::sockopt::socket_peercred(client.socket())
+            .map_err(|errno| QemuError::failed("asking who owns the QMP socket", errno))?;
+        let process = Self::open(peer.pid.as_raw_nonzero().get())?;
+        let exe = process.exe();
+        let name = exe.rsplit('/').next().unwrap_or_default();
+        if !name.contains("qemu") && !name.contains("kvm") {
+            return Err(QemuError::Refused(format!(
+                "the QMP socket {} was opened by process {} ({exe}), which is not QEMU; a socket handed \
+                 to QEMU by another program needs the process id of QEMU as an option",
+                client.path().display(),
+                process.pid()
+            )));
+        }
+        Ok(process)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Whether it runs and is not on its way out.
+    pub fn is_alive(&self) -> bool {
+        self.inner.is_alive()
+    }
+
+    /// Waits for its end; whether it came.
+    pub fn wait_end(&self, timeout: Duration) -> bool {
+        self.inner.wait_end(Some(timeout))
+    }
+
+    /// Kills it at once and waits for its end.
+    pub fn kill(&self) -> Result<(), QemuError> {
+        let what = || format!("killing process {}", self.pid);
+        self.inner.kill().map_err(|error| QemuError::failed(what(), error))?;
+        if !self.wait_end(KILL_PATIENCE) {
+            return Err(QemuError::failed(what(), "it does not end"));
+        }
+        Ok(())
+    }
+
+    /// The path of its program, empty if unknown.
+    pub fn exe(&self) -> String {
+        std::fs::read_link(format!("/proc/{}/exe", self.pid()))
+            .map(|path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
+            .unwrap_or_default()
+    }
+
+    /// The shared file mappings of the process.
+    pub fn shared_mappings(&self) -> Result<Vec<SharedMapping>, QemuError> {
+        let path = format!("/proc/{}/maps", self.pid());
+        let text = std::fs::read_to_string(&path).map_err(|error| QemuError::failed(path, error))?;
+        if !self.is_alive() {
+            return Err(QemuError::Gone { pid: self.pid() });
+        }
+        Ok(parse_maps(&text))
+    }
+
+    /// Maps a shared mapping of the process here, for reading only: what is written through
+    /// another mapping would not be seen as dirty.
+    pub fn map_read_only(&self, mapping: &SharedMapping) -> Result<Memory, QemuError> {
+        let what = || format!("mapping guest memory {} of process {}", mapping.name, self.pid());
+        let (start, end) = mapping.first_line;
+        let path = format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid());
+        let file =
+            File::open(&path).map_err(|error| QemuError::failed(what(), format!("{path}: {error}")))?;
+        let length = usize::try_from(mapping.len_bytes).map_err(|error| QemuError::failed(what(), error))?;
+        map_guest_file(&file, mapping.offset, length).map_err(|error| QemuError::failed(what(), error))
+    }
+}
+
+fn parse_maps(text: &str) -> Vec<SharedMapping> {
+    let mut mappings: Vec<SharedMapping> = Vec::new();
+    for next in text.lines().filter_map(parse_line) {
+        match mappings.last_mut() {
+            Some(last)
+                if last.file == next.file
+                    && last.address + last.len_bytes == next.address
+                    && last.offset.checked_add(last.len_bytes) == Some(next.offset) =>
+            {
+                last.len_bytes += next.len_bytes;
+            }
+            _ => mappings.push(next),
+        }
+    }
+    mappings
+}
+
+/// `7f00-7f10 rw-s 00000000 00:01 1234   /dev/shm/x`; shared file mappings only.
+fn parse_line(line: &str) -> Option<SharedMapping> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let shared = fields.next()?.as_bytes().get(3) == Some(&b's');
+    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let device = fields.next()?;
+    let inode = fields.next()?;
+    let name = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
+    let start = u64::from_str_radix(start, 16).ok()?;
+    let end = u64::from_str_radix(end, 16).ok()?;
+    (shared && inode != "0").then(|| SharedMapping {
+        address: start,
+        len_bytes: end.saturating_sub(start),
+        offset,
+        file: format!("{device}:{inode}"),
+        name: name.trim_end_matches(" (deleted)").to_owned(),
+        first_line: (start, end),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adjoining_lines_of_one_file_are_one_mapping() {
+        let text = "\
+1000-2000 r-xp 00000000 08:01 5    /usr/bin/qemu-system-x86_64
+7f0000000000-7f0000010000 rw-s 00000000 00:01 77   /dev/shm/a guest
+7f0000010000-7f0000020000 rw-s 00010000 00:01 77   /dev/shm/a guest
+7f0000020000-7f0000030000 rw-s 00000000 00:01 78   /dev/shm/b (deleted)
+7f0000030000-7f0000040000 rw-p 00000000 00:00 0
+garbage
+";
+        let mappings = parse_maps(text);
+        assert_eq!(mappings.len(), 2);
+        assert_eq!((mappings[0].address, mappings[0].len_bytes), (0x7f00_0000_0000, 0x20000));
+        assert_eq!(mappings[0].name, "/dev/shm/a guest");
+        assert_eq!(mappings[0].first_line, (0x7f00_0000_0000, 0x7f00_0001_0000));
+        assert_eq!(mappings[1].name, "/dev/shm/b");
+    }
+
+    #[test]
+    fn own_process() {
+        let process = Process::open(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(process.is_alive() && !process.wait_end(Duration::ZERO));
+    }
+}
