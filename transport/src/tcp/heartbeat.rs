@@ -9,14 +9,17 @@ use super::socket::{readable, since_last_data, wait};
 use super::wire::ControlKind;
 use crate::error::CloseReason;
 
+/// How long a peer that may still be establishing can take until it is first heard.
+const ESTABLISHING: Duration = Duration::from_secs(5);
+
 /// The work of the heartbeat thread of one connection.
 pub(super) struct Heartbeat {
     pub link: Arc<Link>,
     pub writer: Arc<Mutex<Writer>>,
     pub every: Duration,
     pub silent_after: Duration,
-    /// How long the peer may take until it is first heard: it may still be establishing.
-    pub first_heard_within: Duration,
+    /// The peer may still be establishing: gives it more time until it is first heard.
+    pub waits_for_peer: bool,
 }
 
 impl Heartbeat {
@@ -55,8 +58,8 @@ impl Heartbeat {
         let sockets = self.link.data.iter().chain([&self.link.control]);
         let Some(silent) = sockets.filter_map(|socket| since_last_data(socket).ok()).min() else { return };
         *was_heard |= silent < running;
-        let limit =
-            if *was_heard { self.silent_after } else { self.silent_after.max(self.first_heard_within) };
+        let waits = self.waits_for_peer && !*was_heard;
+        let limit = if waits { self.silent_after.max(ESTABLISHING) } else { self.silent_after };
         if silent.min(running) >= limit {
             self.link.end(CloseReason::Silent(silent));
         }

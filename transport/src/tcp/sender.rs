@@ -207,9 +207,8 @@ impl Poster {
         if self.lanes.is_empty() {
             return Err(TransportError::Invalid("only the initiator marks".into()));
         }
-        if marker <= self.last_marker || marker == u64::MAX {
-            let last = self.last_marker;
-            return Err(TransportError::Invalid(format!("marker {marker} after marker {last}")));
+        if marker == 0 || marker == u64::MAX {
+            return Err(TransportError::Invalid(format!("marker {marker} is reserved")));
         }
         self.last_marker = marker;
         self.lanes.iter_mut().for_each(|lane| lane.fill_marker(marker));
