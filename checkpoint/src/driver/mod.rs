@@ -21,11 +21,6 @@ pub use clock::Clock;
 pub use mapping::anonymous_mapping;
 pub use threads::{NoThreadSetup, ThreadSetup};
 
-/// A marker with this bit (and without that of [`crate::wire::message::ROUND_MARKER`]) ends only a
-/// part of an epoch or round: it tells the sender that its memory is free, and means nothing to the
-/// receiver.
-pub const PART_MARKER: u64 = 1 << 62;
-
 /// A driver could not start. Nothing was changed: the guest runs unprotected, nothing listens.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use romulus_checkpoint::driver::primary::PrimaryOutcome;
 use romulus_checkpoint::metrics::Counter;
 use romulus_checkpoint::synthetic::{Pace, SyntheticOptions, SyntheticStandby};
 use romulus_checkpoint::wire::message::MachineIdentity;
@@ -15,10 +14,7 @@ use super::takeover::busy_guest;
 
 fn take_over(lab: &Lab, primary: &PrimaryHost, backup: &BackupHost) {
     lab.kill_primary_host();
-    backup.handle.request_takeover(false).expect("there is an epoch to take over from");
-    backup.assert_exact_takeover();
-    lab.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
-    assert_eq!(primary.wait(), PrimaryOutcome::TakenOver);
+    lab.take_over(primary, backup);
 }
 
 #[test]

@@ -200,6 +200,23 @@ impl Lab {
         self.primary_switch.kill();
     }
 
+    /// Has the backup take over from a primary's host that was killed; checks the image. Back
+    /// among the living the primary learns that the guest is another's (I9).
+    pub fn take_over(&self, primary: &PrimaryHost, backup: &BackupHost) {
+        until("the connection's end was seen", || !backup.handle.status().connected);
+        backup.handle.request_takeover(false).expect("there is an epoch to take over from");
+        let pause = backup.assert_exact_takeover();
+        assert!(pause <= primary.guest.pauses());
+        // Cut off from everybody the primary's guest ran on (I8), its output held (I1).
+        until("the guest runs", || !primary.guest.is_paused());
+        assert!(!primary.guest.is_destroyed() && self.gate.holding.load(Ordering::SeqCst));
+        self.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
+        // Sooner than by suspicion.
+        primary.handle.request_stop();
+        assert_eq!(primary.wait(), PrimaryOutcome::TakenOver);
+        assert!(primary.guest.is_destroyed() && self.gate.holding.load(Ordering::SeqCst));
+    }
+
     /// The backup's host dies likewise.
     pub fn kill_backup_host(&self) {
         self.backup_arbiter.unreachable.store(true, Ordering::SeqCst);

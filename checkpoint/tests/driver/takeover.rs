@@ -33,20 +33,7 @@ fn protect_kill_and_check(lab: &Lab, operations: &[i64]) {
         lab.primary_switch.plan(*operations, true);
         until("the host is dead", || lab.primary_switch.is_dead());
         lab.kill_primary_host();
-        let begun = std::time::Instant::now();
-        backup.handle.request_takeover(false).expect("there is an epoch to take over from");
-        let pause = backup.assert_exact_takeover();
-        assert!(begun.elapsed() < super::harness::PATIENCE);
-        assert!(pause <= primary.guest.pauses());
-        // Cut off from everybody the primary's guest ran on (I8), its output held (I1).
-        until("the guest runs", || !primary.guest.is_paused());
-        assert!(!primary.guest.is_destroyed());
-        assert!(lab.gate.holding.load(Ordering::SeqCst));
-        // Back among the living it learns that the guest is another's (I9).
-        lab.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
-        assert_eq!(primary.wait(), PrimaryOutcome::TakenOver);
-        assert!(primary.guest.is_destroyed());
-        assert!(lab.gate.holding.load(Ordering::SeqCst));
+        lab.take_over(&primary, &backup);
     }
 }
 

@@ -100,7 +100,7 @@ impl Endpoint for SimEndpoint {
         self.handle.with(|connection, _| {
             let end = connection.end_mut(side);
             check_open(end)?;
-            if marker == u64::MAX {
+            if marker == 0 || marker == u64::MAX {
                 return Err(TransportError::Invalid(format!("marker {marker} is reserved")));
             }
             if end.is_pending(marker) {

@@ -9,9 +9,8 @@ use romulus_transport::{Event, MessageBuffer};
 use super::shared::Shared;
 use super::status::BackupOutcome;
 use crate::backup::BackupState;
-use crate::driver::PART_MARKER;
 use crate::driver::signal::lock;
-use crate::wire::message::ROUND_MARKER;
+use crate::wire::message::is_part;
 
 /// Longest wait without a look at the machine's clock.
 const LONGEST_WAIT: Duration = Duration::from_millis(20);
@@ -81,7 +80,7 @@ fn take_event(
         }
         Ok(Event::Fenced { marker }) => {
             shared.heard();
-            if marker & ROUND_MARKER != 0 || marker & PART_MARKER == 0 {
+            if !is_part(marker) {
                 shared.step(|backup, now, actions| backup.handle_fence(marker, now, actions));
             }
         }

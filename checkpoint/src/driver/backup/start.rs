@@ -20,6 +20,9 @@ use crate::driver::threads::spawn;
 /// Longest wait of the accept thread without a look around.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
+/// What a thread does.
+type Body = Box<dyn FnOnce(&Arc<Shared>) + Send>;
+
 /// Starts a backup.
 #[derive(Debug)]
 pub struct BackupDriver;
@@ -43,7 +46,7 @@ impl BackupDriver {
             Arc::new(Shared::new(options, parts, listener.local_address(), errands, standby_errands));
         let setup = Arc::clone(&shared.threads);
         let mut threads = Vec::new();
-        let mut start = |name: &str, body: Box<dyn FnOnce(&Arc<Shared>) + Send>| {
+        let mut start = |name: &str, body: Body| {
             let shared = Arc::clone(&shared);
             let own_name = name.to_owned();
             threads.push(spawn(name, &setup, move || guarded(&own_name, &shared, body))?);
@@ -67,7 +70,7 @@ impl BackupDriver {
 }
 
 /// Runs a thread's body; a panic ends the driver.
-fn guarded(name: &str, shared: &Arc<Shared>, body: Box<dyn FnOnce(&Arc<Shared>) + Send>) {
+fn guarded(name: &str, shared: &Arc<Shared>, body: Body) {
     if catch_unwind(AssertUnwindSafe(|| body(shared))).is_err() {
         shared.finish(BackupOutcome::Failed(format!("thread {name} panicked")));
     }

@@ -24,7 +24,7 @@ const LEAST_PIECE_BYTES: u64 = 1 << 20;
 /// What came of a pause.
 enum Captured {
     /// Placed and copied, to be sent.
-    Taken(Box<Job>),
+    Taken(Job),
     /// Placed and already sent, straight from guest memory.
     Sent,
     /// The machine keeps the pages for the next epoch.
@@ -49,7 +49,7 @@ impl Capture {
     }
 
     /// From before the pause to after it.
-    fn pause_and_capture(&mut self, job: Box<Job>, last: bool) -> Result<Captured, GuestError> {
+    fn pause_and_capture(&mut self, job: Job, last: bool) -> Result<Captured, GuestError> {
         let shared = &*self.shared;
         let mut paused = match Paused::pause(&mut *self.guest, &*shared.pause_flag, &shared.metrics) {
             Ok(paused) => paused,
@@ -103,7 +103,7 @@ impl Capture {
 
 /// What is done while the guest is paused. The order is the protocol's: state before pages, since
 /// saving the state may write guest memory.
-fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job: Box<Job>) -> Captured {
+fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job: Job) -> Captured {
     let mark = shared.call(|primary, now, _| primary.paused(now));
     if let Err(error) = shared.metrics.run_phase(Phase::Gate, || shared.gate.mark(mark)) {
         let error = GuestError::Failed { what: "marking output".into(), why: error.to_string() };
@@ -135,13 +135,7 @@ fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job:
     }
 }
 
-fn failed(
-    shared: &Shared,
-    tools: &mut Tools,
-    job: Box<Job>,
-    what: &'static str,
-    error: GuestError,
-) -> Captured {
+fn failed(shared: &Shared, tools: &mut Tools, job: Job, what: &'static str, error: GuestError) -> Captured {
     shared.jobs.give_back(job);
     let dirty = tools.dirty.extents();
     shared.call(|primary, _, _| primary.capture_failed(dirty));
@@ -161,7 +155,7 @@ fn count_epoch(shared: &Shared, job: &Job, placed: &PlacedEpoch) {
 }
 
 /// Gets the placed pages out of the guest, which is paused.
-fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Box<Job>, placed: PlacedEpoch) -> Captured {
+fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEpoch) -> Captured {
     tools.plan.begin(&job.transfers);
     job.kind = Kind::Epoch(placed);
     job.writes.clear();

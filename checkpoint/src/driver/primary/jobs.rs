@@ -94,8 +94,8 @@ impl SlotMemory {
 /// The jobs that are free and those that wait for the sender.
 #[derive(Debug)]
 pub(super) struct Jobs {
-    free: Mutex<Vec<Box<Job>>>,
-    waiting: Mutex<VecDeque<Box<Job>>>,
+    free: Mutex<Vec<Job>>,
+    waiting: Mutex<VecDeque<Job>>,
     submitted: AtomicU64,
     finished: AtomicU64,
     closed: AtomicBool,
@@ -108,17 +108,15 @@ pub(super) struct Jobs {
 impl Jobs {
     /// `count` jobs.
     pub fn new(count: usize, spin: Duration) -> Self {
-        let job = |slot_index| {
-            Box::new(Job {
-                kind: Kind::Round { identity: Identity::default(), round: 0, everything: false },
-                number: 0,
-                writes: Vec::new(),
-                transfers: Vec::new(),
-                extents: Vec::new(),
-                slot_index,
-                state_bytes: 0,
-                staging_end: 0,
-            })
+        let job = |slot_index| Job {
+            kind: Kind::Round { identity: Identity::default(), round: 0, everything: false },
+            number: 0,
+            writes: Vec::new(),
+            transfers: Vec::new(),
+            extents: Vec::new(),
+            slot_index,
+            state_bytes: 0,
+            staging_end: 0,
         };
         Self {
             free: Mutex::new((0..count).map(job).collect()),
@@ -132,19 +130,19 @@ impl Jobs {
     }
 
     /// A free job; waits for one for at most `timeout`.
-    pub fn take_free(&self, timeout: Duration) -> Option<Box<Job>> {
+    pub fn take_free(&self, timeout: Duration) -> Option<Job> {
         let seen = self.freed.seen();
         let pop = || lock(&self.free).pop();
         pop().or_else(|| self.freed.wait(seen, timeout).then(pop).flatten())
     }
 
     /// Gives back a job that was not submitted.
-    pub fn give_back(&self, job: Box<Job>) {
+    pub fn give_back(&self, job: Job) {
         lock(&self.free).push(job);
     }
 
     /// Hands a job to the sender; returns its number.
-    pub fn submit(&self, mut job: Box<Job>) -> u64 {
+    pub fn submit(&self, mut job: Job) -> u64 {
         let number = self.submitted.fetch_add(1, Ordering::Relaxed) + 1;
         job.number = number;
         lock(&self.waiting).push_back(job);
@@ -153,12 +151,12 @@ impl Jobs {
     }
 
     /// Sender: the next job.
-    pub fn next(&self) -> Option<Box<Job>> {
+    pub fn next(&self) -> Option<Job> {
         lock(&self.waiting).pop_front()
     }
 
     /// Sender: the job's memory is no longer read. Jobs are finished in the order submitted.
-    pub fn finish(&self, job: Box<Job>) {
+    pub fn finish(&self, job: Job) {
         let number = job.number;
         lock(&self.free).push(job);
         self.finished.store(number, Ordering::Release);

@@ -9,12 +9,11 @@ use romulus_transport::{Memory, RegionId, TransportError, Write};
 use super::link::Link;
 use super::shared::Shared;
 use crate::PAGE_BYTES;
-use crate::driver::PART_MARKER;
 use crate::driver::zero::is_zero_page;
 use crate::extent::{Extent, Transfer};
 use crate::ids::{ConnectionNumber, Incarnation, PageIndex};
 use crate::metrics::{Counter, Quantity};
-use crate::wire::message::ROUND_MARKER;
+use crate::wire::message::{PART_MARKER, ROUND_MARKER};
 
 /// Longest write of a round.
 const WRITE_BYTES: u64 = 1 << 20;

@@ -11,9 +11,9 @@ use super::link::Link;
 use super::round::{Order, Rounds};
 use super::shared::Shared;
 use crate::PAGE_BYTES;
-use crate::driver::PART_MARKER;
 use crate::metrics::{Counter, Phase};
 use crate::primary::PlacedEpoch;
+use crate::wire::message::PART_MARKER;
 use crate::wire::slot;
 
 /// Longest wait for completions before new jobs are looked for.
@@ -23,7 +23,7 @@ const JOB_WAIT: Duration = Duration::from_millis(500);
 
 /// A job whose data is on its way.
 struct InFlight {
-    job: Box<Job>,
+    job: Job,
     marker: u64,
     link: Arc<Link>,
 }
@@ -59,7 +59,7 @@ impl Sender {
         self.shared.jobs.close();
     }
 
-    fn take(&mut self, mut job: Box<Job>) {
+    fn take(&mut self, mut job: Job) {
         match job.kind {
             Kind::Round { identity, round, everything } => {
                 self.wait_until_reaped();
@@ -90,7 +90,7 @@ impl Sender {
 
     /// A job that was not, or not completely, posted. Its epoch cannot commit on this connection,
     /// so the connection ends; the machine repeats the pages on the next.
-    fn abandon(&mut self, job: Box<Job>, link: Option<Arc<Link>>, error: Option<TransportError>) {
+    fn abandon(&mut self, job: Job, link: Option<Arc<Link>>, error: Option<TransportError>) {
         if let (Some(link), Some(error)) = (link, error) {
             self.shared.note(&format!("sending an epoch failed: {error}"));
             link.endpoint.close();
@@ -100,7 +100,7 @@ impl Sender {
     }
 
     /// The job's memory is no longer read.
-    fn free(&self, job: Box<Job>) {
+    fn free(&self, job: Job) {
         if job.staging_end > 0 {
             self.shared.staging.release(job.staging_end);
         }

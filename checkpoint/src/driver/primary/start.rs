@@ -22,7 +22,10 @@ use crate::guest::Guest;
 use crate::primary::Primary;
 
 /// Least staging memory, in bytes: pieces and staged rounds move up to 1 MiB at a time.
-const LEAST_STAGING_BYTES: u64 = 4 << 20;
+const LEAST_STAGING_BYTES: u64 = 2 << 20;
+
+/// What a thread does.
+type Body = Box<dyn FnOnce(&Arc<Shared>) + Send>;
 
 /// Starts the protection of a guest.
 #[derive(Debug)]
@@ -33,7 +36,9 @@ impl PrimaryDriver {
     /// Returns soon: that the backup cannot be reached is no error but a status, and tried again.
     /// The guest is not touched before the backup has answered.
     pub fn spawn(options: PrimaryOptions, parts: PrimaryParts) -> Result<PrimaryHandle, StartError> {
-        check(&options, &*parts.guest)?;
+        let staging_bytes =
+            parts.staging.as_ref().map_or(options.staging_bytes, |memory| memory.len_bytes() as u64);
+        check(&options, &*parts.guest, staging_bytes)?;
         let record =
             claim_first(&*parts.arbiter, parts.guest.name(), &options.machine.host, Patience::default())
                 .map_err(|error| StartError::Ownership(error.to_string()))?;
@@ -85,7 +90,7 @@ impl PrimaryDriver {
     }
 }
 
-fn check(options: &PrimaryOptions, guest: &dyn Guest) -> Result<(), StartError> {
+fn check(options: &PrimaryOptions, guest: &dyn Guest, staging_bytes: u64) -> Result<(), StartError> {
     let refuse = |text: String| Err(StartError::Options(text));
     if options.machine.guest != guest.name() {
         return refuse(format!("options are for {}, the guest is {}", options.machine.guest, guest.name()));
@@ -96,7 +101,7 @@ fn check(options: &PrimaryOptions, guest: &dyn Guest) -> Result<(), StartError> 
     if options.capture == CaptureMode::Direct && !guest.memory_registrable() {
         return refuse("direct capture needs guest memory that can be registered".into());
     }
-    if options.staging_bytes < LEAST_STAGING_BYTES {
+    if staging_bytes < LEAST_STAGING_BYTES {
         return refuse(format!("staging memory must have at least {LEAST_STAGING_BYTES} bytes"));
     }
     if options.spares == 0 || options.machine.interval.is_zero() {
@@ -125,7 +130,7 @@ fn start_threads(
         setup,
     )?;
     let mut threads = Vec::new();
-    let mut start = |name: &'static str, body: Box<dyn FnOnce(&Arc<Shared>) + Send>| {
+    let mut start = |name: &'static str, body: Body| {
         let shared = Arc::clone(shared);
         threads.push(spawn(name, setup, move || guarded(name, &shared, body))?);
         Ok::<_, StartError>(())
@@ -145,7 +150,7 @@ fn start_threads(
 }
 
 /// Runs a thread's body; a panic ends the driver, with the guest running.
-fn guarded(name: &str, shared: &Arc<Shared>, body: Box<dyn FnOnce(&Arc<Shared>) + Send>) {
+fn guarded(name: &str, shared: &Arc<Shared>, body: Body) {
     if catch_unwind(AssertUnwindSafe(|| body(shared))).is_err() {
         shared.fail(format!("thread {name} panicked; output stays held until the grant is claimed"));
         if name == "sender" {
