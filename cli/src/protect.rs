@@ -14,7 +14,7 @@ use romulus_checkpoint::arbiter::none::AutomaticMoves;
 use romulus_checkpoint::arbiter::spec::ArbiterSpec;
 use romulus_checkpoint::driver::primary::{
     CaptureMode, PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryOutcome, PrimaryParts, PrimaryStatus,
-    Watermark,
+    Refusal, Watermark,
 };
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::wire::record::Role;
@@ -28,7 +28,7 @@ use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
 use crate::settings::protect::ProtectOptions;
 use crate::signals::EndRequest;
-use crate::{fabric, guard};
+use crate::{fabric, guard, threads};
 
 /// Suspicion of the backup, when not said otherwise.
 const SUSPECT_AFTER_MS: u64 = 150;
@@ -90,8 +90,8 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
         }
     })?;
 
-    let outcome = wait(&handle, &end);
-    finish(outcome, guard)
+    let (outcome, refusal) = wait(&handle, &end);
+    finish(outcome, refusal, guard)
 }
 
 /// The options, checked before anything is touched.
@@ -231,8 +231,8 @@ fn start_driver(
     let moves = AutomaticMoves::Solo;
     let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
     let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
-    let pinner = plan.pinner.clone();
-    parts.threads = Arc::new(move |thread: &str| pinner.started(thread));
+    let setup = threads::setup(&plan.pinner);
+    parts.threads = Arc::new(move |thread: &str| setup(thread));
     let flag = guard.map_or_else(PauseFlag::unwatched, GuardHandle::pause_flag);
     parts.pause_flag = Arc::new(move |paused| if paused { flag.raise() } else { flag.lower() });
     let staging_bytes =
@@ -247,26 +247,34 @@ fn start_driver(
         .map_err(|e| Failure::new(Code::Refused, format!("protection cannot begin: {e}")))
 }
 
-/// Waits for the end, shows the synchronization's progress, and tells each new state.
-fn wait(handle: &PrimaryHandle, end: &EndRequest) -> PrimaryOutcome {
+/// Refusals that no second attempt mends, as long as the guest has never been protected.
+const FINAL_REFUSALS: [&str; 4] = ["Version", "MachineMismatch", "NoRoom", "StandbyFailed"];
+
+/// Waits for the end, shows the synchronization's progress, and tells each new state. Ends
+/// protection that cannot begin, and gives the backup's reason.
+fn wait(handle: &PrimaryHandle, end: &EndRequest) -> (PrimaryOutcome, Option<Refusal>) {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("synchronizing {bar:40} {percent} % of {msg}") {
         bar.set_style(style);
     }
     let mut state = String::new();
     let mut asked = false;
+    let mut refusal = None;
     loop {
         if let Some(outcome) = handle.wait_for(LOOK_EVERY) {
             bar.finish_and_clear();
-            return outcome;
+            return (outcome, refusal);
         }
-        if end.came() && !asked {
+        let status = handle.status();
+        if status.epochs_committed == 0 && refusal.is_none() {
+            refusal = status.refusal.filter(|refusal| FINAL_REFUSALS.contains(&refusal.code.as_str()));
+        }
+        if (end.came() || refusal.is_some()) && !asked {
             asked = true;
             handle.request_stop();
         }
-        let status = handle.status();
         if status.state != state {
-            bar.suspend(|| eprintln!("romulus: {} ({})", status.state, status.state_reason));
+            bar.suspend(|| eprintln!("romulus: {}", state_line(&status.state, &status.state_reason)));
             state.clone_from(&status.state);
         }
         if status.state == "syncing" {
@@ -277,7 +285,16 @@ fn wait(handle: &PrimaryHandle, end: &EndRequest) -> PrimaryOutcome {
     }
 }
 
-fn finish(outcome: PrimaryOutcome, guard: Option<GuardHandle>) -> Result<ExitCode, Failure> {
+/// A state and why.
+pub fn state_line(state: &str, reason: &str) -> String {
+    if reason.is_empty() { state.to_owned() } else { format!("{state} ({reason})") }
+}
+
+fn finish(
+    outcome: PrimaryOutcome,
+    refusal: Option<Refusal>,
+    guard: Option<GuardHandle>,
+) -> Result<ExitCode, Failure> {
     if let Some(guard) = guard {
         // A driver that failed may have left the guest to the guard: its death is then ours.
         if !matches!(outcome, PrimaryOutcome::Failed(_)) {
@@ -285,6 +302,11 @@ fn finish(outcome: PrimaryOutcome, guard: Option<GuardHandle>) -> Result<ExitCod
         }
     }
     match outcome {
+        PrimaryOutcome::Stopped if refusal.is_some() => {
+            let why = refusal.map(|refusal| refusal.text).unwrap_or_default();
+            let message = format!("the backup refuses this guest: {why}; the guest runs on, unprotected");
+            Err(Failure::new(Code::Refused, message))
+        }
         PrimaryOutcome::Stopped => {
             eprintln!("romulus: protection has ended; the guest runs on, unprotected");
             Ok(ExitCode::SUCCESS)
