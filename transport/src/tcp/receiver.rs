@@ -159,9 +159,6 @@ impl Receiver {
 
     /// Brings a marker to the fences.
     fn announce(&mut self, marker: u64) -> Result<(), Stop> {
-        if marker == u64::MAX {
-            return Err(Stop::Violation(format!("marker {marker} is reserved")));
-        }
         loop {
             match self.fences.arrive(self.markers, marker) {
                 Arrival::Counted => break,

@@ -42,10 +42,11 @@ fn frames_that_leave_the_arena_or_lie_place_nothing() {
 }
 
 #[test]
-fn markers_that_disagree_end_the_connection() {
+fn streams_that_disagree_about_a_marker_end_the_connection() {
     let cases = [
         ("another number on another stream", marker(5), marker(6)),
-        ("another order on another stream", [marker(5), marker(4)].concat(), [marker(4), marker(5)].concat()),
+        ("another order", [marker(5), marker(6)].concat(), [marker(6), marker(5)].concat()),
+        ("one left out", [marker(5), marker(6), marker(7)].concat(), [marker(5), marker(7)].concat()),
     ];
     for (what, first, second) in cases {
         let mut raw = RawInitiator::new(patient(), 2);
