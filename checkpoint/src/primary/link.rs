@@ -147,6 +147,7 @@ impl Primary {
         self.backup.clone_from(&welcome.backup);
         let (committed, homed_through) = (welcome.committed, welcome.homed_through);
         if committed == Epoch(0) {
+            self.at_large = false;
             self.image.restart(welcome.identity.incarnation);
             return;
         }

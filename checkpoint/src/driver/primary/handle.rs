@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
-use super::status::{PhaseStatus, PrimaryOutcome, PrimaryStatus, state_name};
+use super::status::{PhaseStatus, PrimaryOutcome, PrimaryStatus, SyncProgress, state_name};
 use crate::driver::signal::lock;
 use crate::metrics::{Counter, Phase, Quantity};
 
@@ -67,6 +67,11 @@ impl PrimaryHandle {
             reports: view.journal.lines(),
             metrics,
         }
+    }
+
+    /// The progress of the synchronization; cheaper than a whole snapshot.
+    pub fn sync_progress(&self) -> SyncProgress {
+        self.shared.sync_progress()
     }
 
     /// Asks for a planned failover: a last epoch, then the backup goes on. Refused with the reason
