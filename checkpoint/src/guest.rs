@@ -67,6 +67,15 @@ pub trait Guest: Send {
     /// Appends the pages written since the last call, sorted, without overlap, and protects them
     /// again. Paused or running. After failure the pages are reported by the next call.
     fn collect(&mut self, dirty: &mut Vec<Extent>) -> Result<(), GuestError>;
+    /// Appends the pages that may hold anything but zeros, sorted, without overlap; known without
+    /// reading memory, which would populate it. Called with tracking on: a page populated during
+    /// or after the call is found by [`collect`](Self::collect). By default all pages.
+    fn populated(&self, pages: &mut Vec<Extent>) {
+        let all = self.layout().pages();
+        if all > 0 {
+            pages.push(Extent { first: crate::PageIndex(0), pages: all });
+        }
+    }
     /// Lets the guest run on. After failure the guest is paused and the error says what to do.
     fn resume(&mut self) -> Result<(), GuestError>;
     /// What happened since the last call; never waits.

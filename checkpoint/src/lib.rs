@@ -20,6 +20,7 @@ pub mod placement;
 pub mod primary;
 pub mod release;
 pub mod standby;
+pub mod synthetic;
 pub mod wire;
 
 pub use extent::{Extent, Transfer};

@@ -43,7 +43,6 @@ impl QemuError {
     /// As the error of a guest operation.
     pub(crate) fn guest(self, what: &str) -> GuestError {
         match self {
-            Self::Qmp(QmpError::Closed) => GuestError::Gone(self.to_string()),
             Self::Gone { .. } => GuestError::Gone(self.to_string()),
             Self::Refused(text) => GuestError::Refused(text),
             other => GuestError::Failed { what: what.into(), why: other.to_string() },

@@ -1,23 +1,23 @@
 //! The QEMU process behind a monitor: who it is, whether it lives, what it has mapped.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use memmap2::MmapOptions;
+use romulus_host::guard::GuestProcess;
+use romulus_host::memory::map_guest_file;
 use romulus_transport::Memory;
-use rustix::event::PollFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::error::QemuError;
 use crate::qmp::Client;
 
+/// How long a killed process may take to give up its memory.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
 /// A process, named by a descriptor that cannot come to mean another one.
 #[derive(Debug)]
 pub struct Process {
-    pid: Pid,
-    descriptor: OwnedFd,
+    pid: i32,
+    inner: GuestProcess,
 }
 
 /// A shared mapping of a file, put together from adjoining lines of `/proc/PID/maps`.
@@ -40,12 +40,12 @@ pub struct SharedMapping {
 impl Process {
     /// Opens the process `pid`.
     pub fn open(pid: i32) -> Result<Self, QemuError> {
-        let pid = Pid::from_raw(pid).ok_or_else(|| {
+        let id = u32::try_from(pid).ok().filter(|id| *id > 0).ok_or_else(|| {
             QemuError::Refused("QEMU runs in another PID namespace: run romulus in the same".into())
         })?;
-        let descriptor = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .map_err(|errno| QemuError::failed(format!("opening process {pid}"), errno))?;
-        Ok(Self { pid, descriptor })
+        let inner = GuestProcess::open(id)
+            .map_err(|error| QemuError::failed(format!("opening process {pid}"), error))?;
+        Ok(Self { pid, inner })
     }
 
     /// The process at the other end of a monitor: the one that listens on its socket. It must
@@ -69,27 +69,25 @@ impl Process {
 
     /// Its process id.
     pub fn pid(&self) -> i32 {
-        self.pid.as_raw_nonzero().get()
+        self.pid
     }
 
-    /// Whether it still runs.
+    /// Whether it runs and is not on its way out.
     pub fn is_alive(&self) -> bool {
-        !matches!(crate::qmp::wait_for(&self.descriptor, PollFlags::IN, Instant::now()), Ok(true))
+        self.inner.is_alive()
     }
 
     /// Waits for its end; whether it came.
     pub fn wait_end(&self, timeout: Duration) -> bool {
-        matches!(crate::qmp::wait_for(&self.descriptor, PollFlags::IN, Instant::now() + timeout), Ok(true))
+        self.inner.wait_end(Some(timeout))
     }
 
     /// Kills it at once and waits for its end.
     pub fn kill(&self) -> Result<(), QemuError> {
-        match rustix::process::pidfd_send_signal(self.descriptor.as_fd(), Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(errno) => return Err(QemuError::failed(format!("killing process {}", self.pid), errno)),
-        }
-        if !self.wait_end(Duration::from_secs(10)) {
-            return Err(QemuError::failed(format!("killing process {}", self.pid), "it does not end"));
+        let what = || format!("killing process {}", self.pid);
+        self.inner.kill().map_err(|error| QemuError::failed(what(), error))?;
+        if !self.wait_end(KILL_PATIENCE) {
+            return Err(QemuError::failed(what(), "it does not end"));
         }
         Ok(())
     }
@@ -120,16 +118,7 @@ impl Process {
         let file =
             File::open(&path).map_err(|error| QemuError::failed(what(), format!("{path}: {error}")))?;
         let length = usize::try_from(mapping.len_bytes).map_err(|error| QemuError::failed(what(), error))?;
-        let map = MmapOptions::new()
-            .offset(mapping.offset)
-            .len(length)
-            .map_raw_read_only(&file)
-            .map_err(|error| QemuError::failed(what(), error))?;
-        let base = std::ptr::NonNull::new(map.as_ptr().cast_mut())
-            .ok_or_else(|| QemuError::failed(what(), "mapped at address 0"))?;
-        // SAFETY: the mapping lives as long as its owner, is `length` bytes long and readable,
-        // nothing writes through it and no reference into it is made.
-        Ok(unsafe { Memory::new(base, length, Arc::new(map)) })
+        map_guest_file(&file, mapping.offset, length).map_err(|error| QemuError::failed(what(), error))
     }
 }
 

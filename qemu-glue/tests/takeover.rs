@@ -59,6 +59,7 @@ fn takes_over(save_by: SaveBy) {
     }
     let bytes = checkpoint(&mut guest, &shadow, &state, true);
     assert_eq!(shadow.difference(&guest), None, "dirty tracking missed a page");
+    assert_eq!(guest.methods().0, if save_by == SaveBy::Auto { "devices" } else { "migration" });
     let (before, _) = workload(&vm.serial).expect("a counter");
     guest.destroy().expect("destroy");
     assert!(!vm.is_alive());

@@ -141,7 +141,8 @@ pub trait Endpoint: Send + Sync {
     /// local region or the peer's arena is refused before anything is posted.
     fn write(&self, writes: &[Write]) -> Result<(), TransportError>;
     /// Puts a marker last on every data stream. The number is the caller's and need not grow;
-    /// one that is still on its way (see [`completed`](Self::completed)) is refused.
+    /// one that is still on its way (see [`completed`](Self::completed)) may be refused, 0
+    /// and `u64::MAX` are.
     fn mark(&self, marker: u64) -> Result<(), TransportError>;
     /// The last marker, in the order posted, before which all writes have left local memory (0:
     /// none has); waits up to `timeout` until `marker`, posted before, is that one or an earlier

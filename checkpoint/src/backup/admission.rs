@@ -175,7 +175,7 @@ impl Backup {
                     image.resume();
                 } else {
                     // Nothing was promised: never acked, or given up.
-                    image.restart(first_incarnation(found.connection));
+                    image.restart(first_incarnation(found.connection).next());
                 }
                 Ok(())
             }

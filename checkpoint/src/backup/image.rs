@@ -153,7 +153,7 @@ impl Image {
 
     /// The incarnation after this one; `None` when the connection has used up its share.
     pub(super) fn next_incarnation(&self, connection: ConnectionNumber) -> Option<Incarnation> {
-        let next = first_incarnation(connection).max(self.incarnation.next());
+        let next = first_incarnation(connection).next().max(self.incarnation.next());
         (next < first_incarnation(connection.next())).then_some(next)
     }
 
@@ -174,7 +174,9 @@ impl Image {
     }
 }
 
-/// The incarnation of a fresh image on this connection.
+/// The incarnation of a new arena, all zero, on this connection. An image that begins anew in an
+/// arena that was written before gets a later one, so that a primary can tell which pages of zeros
+/// it need not send.
 pub(super) fn first_incarnation(connection: ConnectionNumber) -> Incarnation {
     Incarnation(connection.0.saturating_mul(INCARNATIONS))
 }

@@ -11,7 +11,11 @@ pub mod mapping;
 pub mod primary;
 pub mod threads;
 
+mod arbitrate;
 mod clock;
+mod journal;
+pub(crate) mod signal;
+mod zero;
 
 pub use clock::Clock;
 pub use mapping::anonymous_mapping;

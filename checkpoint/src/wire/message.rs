@@ -15,6 +15,14 @@ pub const MAX_HOMINGS: usize = 64;
 /// The marker that ends synchronization round `round` on every stream is `ROUND_MARKER | round`;
 /// an epoch's marker is its number.
 pub const ROUND_MARKER: u64 = 1 << 63;
+/// A marker with this bit and without that of [`ROUND_MARKER`] ends only a part of a round or epoch:
+/// it tells the sender that its memory is free, and means nothing to the receiver.
+pub const PART_MARKER: u64 = 1 << 62;
+
+/// Whether a marker means nothing to its receiver.
+pub fn is_part(marker: u64) -> bool {
+    marker & ROUND_MARKER == 0 && marker & PART_MARKER != 0
+}
 
 /// What must be equal on both hosts for a guest's state to load.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

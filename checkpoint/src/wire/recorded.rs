@@ -14,7 +14,7 @@ use romulus_transport::{
     Arena, Channel, Endpoint, Event, Fabric, Listener, Memory, MessageBuffer, RegionId, TransportError, Write,
 };
 
-use super::message::{Message, ROUND_MARKER, decode};
+use super::message::{Message, ROUND_MARKER, decode, is_part};
 use super::record::Recorder;
 use crate::ids::Epoch;
 use crate::layout::ArenaShape;
@@ -275,6 +275,9 @@ impl Endpoint for RecordedEndpoint {
     }
 
     fn mark(&self, marker: u64) -> Result<(), TransportError> {
+        if is_part(marker) {
+            return self.inner.mark(marker);
+        }
         if marker & ROUND_MARKER == 0
             && let Some(slot) = self.session().posted_slot(Epoch(marker))
         {
@@ -308,6 +311,7 @@ impl Endpoint for RecordedEndpoint {
                     self.record_arrived_slots(&mut session);
                 }
             }
+            Event::Fenced { marker } if is_part(*marker) => {}
             Event::Fenced { marker } => {
                 self.tape.with(self.number, |recorder| recorder.marker(*marker));
                 if marker & ROUND_MARKER == 0 {

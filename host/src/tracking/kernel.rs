@@ -159,9 +159,16 @@ pub fn scan(
         category_anyof_mask: 0,
         return_mask: PAGE_IS_WRITTEN,
     };
-    let filled = ioctl(pagemap, PAGEMAP_SCAN, &mut argument)? as usize;
-    if argument.walk_end <= start {
+    let filled = (ioctl(pagemap, PAGEMAP_SCAN, &mut argument)? as usize).min(regions.len());
+    if filled < regions.len() {
+        // Not to be taken from `walk_end`: when the kernel's own buffer was full in between, it
+        // keeps the address of that moment although the scan went on to the end.
+        return Ok((filled, end));
+    }
+    let last_end = regions.last().map_or(start, |region| region.end);
+    let stopped_at = argument.walk_end.max(last_end).min(end);
+    if stopped_at <= start {
         return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
     }
-    Ok((filled.min(regions.len()), argument.walk_end))
+    Ok((filled, stopped_at))
 }

@@ -18,7 +18,8 @@ const SLICE_ALIGN_BYTES: u64 = 2 << 20;
 /// Whether the writers of the tracked memory stand still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// They do: look first, then protect only around what was written.
+    /// They do: look first, then protect only around what was written (in one step where that was
+    /// nearly everywhere the last time).
     Stopped,
     /// They do not: look and protect in one step everywhere.
     Running,
@@ -34,6 +35,8 @@ pub struct Slice {
     regions: Box<[PageRegion]>,
     windows: Windows,
     found: Vec<Extent>,
+    /// Windows of the last collection covered most of the slice: looking first does not pay.
+    scattered: bool,
     /// `found` holds pages of an earlier scan whose collection failed.
     left_over: bool,
     error: Option<io::Error>,
@@ -49,6 +52,7 @@ impl Slice {
             regions: vec![PageRegion::default(); REGIONS_PER_CALL].into_boxed_slice(),
             windows: Windows::default(),
             found: Vec::new(),
+            scattered: false,
             left_over: false,
             error: None,
         }
@@ -65,8 +69,16 @@ impl Slice {
         self.left_over = !self.found.is_empty();
         let result = match mode {
             Mode::Running => self.protect(pagemap, self.start, self.end),
+            Mode::Stopped if self.scattered => {
+                let result = self.protect(pagemap, self.start, self.end);
+                self.window_what_was_found();
+                result
+            }
             Mode::Stopped => self.look(pagemap).and_then(|()| self.protect_windows(pagemap)),
         };
+        if mode == Mode::Stopped {
+            self.scattered = self.windows.covered_bytes() > (self.end - self.start) / 2;
+        }
         self.error = result.err();
     }
 
@@ -97,6 +109,16 @@ impl Slice {
             at = stopped_at;
         }
         Ok(())
+    }
+
+    /// The windows that a look would have chosen.
+    fn window_what_was_found(&mut self) {
+        self.windows.clear();
+        for extent in &self.found {
+            let start = self.start + (extent.first.0 - self.first.0) * PAGE_BYTES;
+            let end = start + extent.pages * PAGE_BYTES;
+            self.windows.include(start, end, self.page_bytes, (self.start, self.end));
+        }
     }
 
     fn protect_windows(&mut self, pagemap: BorrowedFd<'_>) -> io::Result<()> {

@@ -43,6 +43,11 @@ impl Windows {
         &self.spans
     }
 
+    /// Their lengths in all.
+    pub fn covered_bytes(&self) -> u64 {
+        self.spans.iter().map(|span| span.1 - span.0).sum()
+    }
+
     fn widen(&mut self) {
         self.gap_bytes = self.gap_bytes.saturating_mul(4);
         let mut kept = 0;
@@ -80,6 +85,7 @@ mod tests {
         let bounds = (0, 1 << 40);
         assert_eq!(windows(&[0, 3, 600], bounds).spans(), &[(0, 2 * HUGE_PAGE_BYTES)]);
         let far = windows(&[0, 4 * 512], bounds);
+        assert_eq!(far.covered_bytes(), 2 * HUGE_PAGE_BYTES);
         assert_eq!(far.spans(), &[(0, HUGE_PAGE_BYTES), (4 * HUGE_PAGE_BYTES, 5 * HUGE_PAGE_BYTES)]);
     }
 

@@ -35,6 +35,7 @@ macro_rules! trials {
 fn tests() -> Vec<libtest_mimic::Trial> {
     trials![
         written_pages_are_reported_once_as_extents,
+        more_runs_than_one_call_reports_come_in_order_and_once,
         unpopulated_and_merely_read_pages_are_clean,
         writes_by_the_kernel_are_seen,
         page_numbers_follow_the_ranges,
@@ -101,6 +102,30 @@ fn written_pages_are_reported_once_as_extents() {
     dirty.clear();
     tracker.collect_running(&mut dirty).unwrap();
     assert!(dirty.is_empty());
+}
+
+fn more_runs_than_one_call_reports_come_in_order_and_once() {
+    if !available() {
+        return;
+    }
+    let mut robot = Robot::start(20_000);
+    let mut tracker = tracker_of(&robot, 1);
+    tracker.start().unwrap();
+    // Below and above what the kernel buffers (512) and what one call reports (2,048).
+    for count in [500u64, 513, 2048, 2049, 6_600] {
+        let pages: Vec<u64> = (0..count).map(|index| index * 3 + 1).collect();
+        let words: Vec<String> = pages.iter().map(u64::to_string).collect();
+        let expected: Vec<Extent> = pages.iter().map(|page| extent(*page, 1)).collect();
+        robot.ask(&format!("write {}", words.join(" ")));
+        let mut dirty = Vec::new();
+        tracker.collect_running(&mut dirty).unwrap();
+        assert!(dirty == expected, "{count} runs while running");
+        for _ in 0..2 {
+            robot.ask(&format!("write {}", words.join(" ")));
+            assert!(collect(&mut tracker) == expected, "{count} runs");
+        }
+        assert!(collect(&mut tracker).is_empty());
+    }
 }
 
 fn unpopulated_and_merely_read_pages_are_clean() {

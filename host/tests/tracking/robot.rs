@@ -206,7 +206,11 @@ impl Mapped {
     fn hammer(self, seed: u64, halt: &AtomicBool) {
         let mut state = 0x9e37_79b9_7f4a_7c15 ^ (seed + 1);
         while !halt.load(Ordering::Relaxed) {
-            self.increment(xorshift(&mut state) as usize % self.1);
+            // Bursts, so that only part of the pages is dirty at any scan.
+            for _ in 0..32 {
+                self.increment(xorshift(&mut state) as usize % self.1);
+            }
+            std::thread::sleep(std::time::Duration::from_micros(100));
         }
     }
 

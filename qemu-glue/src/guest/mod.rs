@@ -9,7 +9,7 @@ mod seam;
 
 use std::time::Instant;
 
-use romulus_checkpoint::guest::GuestEvent;
+use romulus_checkpoint::guest::{GuestError, GuestEvent};
 use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_checkpoint::{GuestLayout, PageIndex};
 use romulus_host::tracking::{DirtyRange, DirtyTracker};
@@ -146,6 +146,15 @@ impl QemuGuest {
                 status.unwrap_or_else(|| "unknown".into())
             ),
         )
+    }
+
+    /// As the seam's error: whatever fails because QEMU is gone says so.
+    fn seam_error(&self, error: QemuError, what: &str) -> GuestError {
+        if self.process.is_alive() {
+            error.guest(what)
+        } else {
+            QemuError::Gone { pid: self.pid() }.guest(what)
+        }
     }
 
     /// Notes the end of the process once.

@@ -44,11 +44,11 @@ impl Guest for QemuGuest {
         {
             tracing::warn!(%error, "taking back a failed start of tracking");
         }
-        outcome.map_err(|error| error.guest("starting dirty tracking"))
+        outcome.map_err(|error| self.seam_error(error, "starting dirty tracking"))
     }
 
     fn stop_tracking(&mut self) -> Result<(), GuestError> {
-        self.let_go().map_err(|error| error.guest("ending dirty tracking"))
+        self.let_go().map_err(|error| self.seam_error(error, "ending dirty tracking"))
     }
 
     fn pause(&mut self) -> Result<(), GuestError> {
@@ -68,7 +68,7 @@ impl Guest for QemuGuest {
                 if let Err(error) = self.resume_after_failed_pause() {
                     tracing::error!(%error, "after a failed pause");
                 }
-                Err(error.guest("pausing the guest"))
+                Err(self.seam_error(error, "pausing the guest"))
             }
         }
     }
@@ -96,7 +96,7 @@ impl Guest for QemuGuest {
                 self.rom_dirty_pages = self.rom_dirty_pages.max(saved.rom_pages);
                 Ok(saved.len_bytes)
             }
-            Err(error) => Err(error.guest("saving the state of CPU and devices")),
+            Err(error) => Err(self.seam_error(error, "saving the state of CPU and devices")),
         }
     }
 
@@ -111,10 +111,8 @@ impl Guest for QemuGuest {
         let outcome =
             if self.paused { tracker.collect_stopped(dirty) } else { tracker.collect_running(dirty) };
         if let Err(error) = outcome {
-            if !self.process.is_alive() {
-                return Err(QemuError::Gone { pid: self.pid() }.guest("collecting dirty pages"));
-            }
-            return Err(QemuError::failed("collecting dirty pages", error).guest("collecting dirty pages"));
+            let error = QemuError::failed("dirty tracking", error);
+            return Err(self.seam_error(error, "collecting dirty pages"));
         }
         if self.rom_dirty_pages > 0 {
             dirty.push(Extent { first: self.first_rom_page(), pages: self.rom_dirty_pages });
@@ -133,7 +131,7 @@ impl Guest for QemuGuest {
         if outcome.is_ok() {
             self.paused = false;
         }
-        outcome.map_err(|error| error.guest("resuming the guest"))
+        outcome.map_err(|error| self.seam_error(error, "resuming the guest"))
     }
 
     fn poll_event(&mut self) -> Option<GuestEvent> {

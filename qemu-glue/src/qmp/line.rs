@@ -80,8 +80,9 @@ struct Envelope<'a> {
     returned: Option<&'a RawValue>,
     #[serde(borrow)]
     error: Option<ErrorBody<'a>>,
+    // As raw text, since an optional `Cow` is always deserialized into an owned string.
     #[serde(borrow)]
-    event: Option<Cow<'a, str>>,
+    event: Option<&'a RawValue>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     #[serde(default)]
@@ -118,7 +119,7 @@ struct GreetingBody {
 pub fn parse(line: &[u8]) -> Result<Line<'_>, String> {
     let envelope: Envelope<'_> = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     if let Some(name) = envelope.event {
-        return Ok(Line::Event(event(&name, envelope.data)));
+        return Ok(Line::Event(event(name.get().trim_matches('"'), envelope.data)));
     }
     if let Some(value) = envelope.returned {
         return Ok(Line::Reply { id: envelope.id, reply: Reply::Returned(value.get()) });

@@ -5,7 +5,6 @@ mod client;
 mod error;
 mod line;
 
-pub(crate) use client::wait_for;
 pub use client::{Client, Prepared, Ticket};
 pub use error::QmpError;
 pub use line::{Event, Line, MigrationStatus, Reply, parse};

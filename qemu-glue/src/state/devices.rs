@@ -3,10 +3,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 
-use memmap2::{MmapOptions, MmapRaw};
 use romulus_transport::Memory;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::MemfdFlags;
 use serde_json::json;
 
 use super::{Saved, StateSaver, check_length, write_state};
@@ -14,14 +14,14 @@ use crate::error::QemuError;
 use crate::qmp::{Client, Prepared, Ticket};
 use crate::stream::{RomRecord, devices_of_save};
 
-/// Saves devices into a memfd that QEMU got as a descriptor set. The memfd is sealed at its
-/// greatest length, so QEMU cannot fill this host's memory.
+/// Saves devices into a memfd that QEMU got as a descriptor set. QEMU truncates it before each
+/// save, so it is neither sealed nor mapped here.
 pub struct DeviceSaver {
     descriptor_set: Option<u64>,
     /// The description QEMU writes through, shared with it: its offset is the length written.
     writer: File,
-    map: MmapRaw,
-    /// The state is copied out of the map through this, which never grows.
+    reader: File,
+    /// The state is read into this, which never grows.
     scratch: Vec<u8>,
     command: Prepared,
     pending: Option<Ticket>,
@@ -32,22 +32,14 @@ impl DeviceSaver {
     /// Makes the file and hands it to QEMU.
     pub fn new(client: &mut Client, limit_bytes: u64) -> Result<Self, QemuError> {
         let what = "making the file for device state";
-        let fail = |errno: rustix::io::Errno| QemuError::failed(what, errno);
         let length = usize::try_from(limit_bytes).map_err(|error| QemuError::failed(what, error))?;
-        let memfd =
-            rustix::fs::memfd_create("romulus-device-state", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-                .map_err(fail)?;
-        rustix::fs::ftruncate(&memfd, limit_bytes).map_err(fail)?;
-        rustix::fs::fcntl_add_seals(&memfd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
-            .map_err(fail)?;
-        let map = MmapOptions::new()
-            .len(length)
-            .map_raw_read_only(&memfd)
-            .map_err(|error| QemuError::failed(what, error))?;
+        let memfd = rustix::fs::memfd_create("romulus-device-state", MemfdFlags::CLOEXEC)
+            .map_err(|errno| QemuError::failed(what, errno))?;
+        let reader = File::from(memfd);
         // QEMU takes a descriptor of a set only if it was opened just for what it needs.
         let writer = OpenOptions::new()
             .write(true)
-            .open(format!("/proc/self/fd/{}", memfd.as_raw_fd()))
+            .open(format!("/proc/self/fd/{}", reader.as_raw_fd()))
             .map_err(|error| QemuError::failed(what, error))?;
         let opaque = json!({"opaque": "romulus device state"});
         let answer = client.execute_with_descriptor("add-fd", opaque, writer.as_fd())?;
@@ -59,7 +51,7 @@ impl DeviceSaver {
         Ok(Self {
             descriptor_set: Some(set),
             writer,
-            map,
+            reader,
             scratch: vec![0; length],
             command,
             pending: None,
@@ -98,15 +90,13 @@ impl StateSaver for DeviceSaver {
         if let Some(ticket) = self.pending.take()
             && let Err(error) = client.wait(ticket, &self.command)
         {
-            // A full file is the one failure that has a better explanation.
-            self.written().and_then(|length| check_length(length as u64 + 1, self.limit_bytes))?;
             return Err(error.into());
         }
         let length = self.written()?;
         let scratch = &mut self.scratch[..length];
-        // SAFETY: the map is `limit_bytes` long and `written` holds `length` below; QEMU has
-        // answered, so it does not write now, and a torn copy would only be a bad state.
-        unsafe { std::ptr::copy_nonoverlapping(self.map.as_ptr(), scratch.as_mut_ptr(), length) };
+        self.reader
+            .read_exact_at(scratch, 0)
+            .map_err(|error| QemuError::failed("reading device state", error))?;
         let devices = devices_of_save(scratch)?;
         Ok(Saved { len_bytes: write_state(into, devices, self.limit_bytes)?, rom_pages: 0 })
     }

@@ -100,6 +100,9 @@ impl Endpoint for SimEndpoint {
         self.handle.with(|connection, _| {
             let end = connection.end_mut(side);
             check_open(end)?;
+            if marker == 0 || marker == u64::MAX {
+                return Err(TransportError::Invalid(format!("marker {marker} is reserved")));
+            }
             if end.is_pending(marker) {
                 return Err(TransportError::Invalid(format!("marker {marker} is still on its way")));
             }
@@ -116,7 +119,8 @@ impl Endpoint for SimEndpoint {
         let reached = self.handle.network.wait(timeout, |state| {
             let end = state.connections.get(&id)?.end(side);
             match check_open(end) {
-                _ if !end.is_pending(marker) => Some(Ok(end.completed)),
+                _ if marker == end.completed => Some(Ok(marker)),
+                Ok(()) if !end.is_pending(marker) => Some(Ok(end.completed)),
                 Err(error) => Some(Err(error)),
                 Ok(()) => None,
             }

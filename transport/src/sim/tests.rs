@@ -84,6 +84,18 @@ fn memory_reused_before_completion_shows_as_corruption_and_after_it_does_not() {
 }
 
 #[test]
+fn a_marker_still_on_its_way_is_refused_and_free_again_after() {
+    let pair = pair(4, SimConfig::default());
+    pair.write(0, 4096);
+    pair.primary.mark(7).unwrap();
+    assert!(pair.primary.mark(7).is_err());
+    assert_eq!(pair.primary.completed(7, NOW).unwrap(), 0);
+    while pair.network.step() != Step::Idle {}
+    assert_eq!(pair.primary.completed(7, NOW).unwrap(), 7);
+    pair.primary.mark(7).unwrap();
+}
+
+#[test]
 fn after_close_nothing_lands_whatever_is_on_its_way() {
     for seed in 0..50 {
         let pair = pair(seed, SimConfig::default());

@@ -149,14 +149,13 @@ impl TcpChannel {
         data: Vec<TcpStream>,
         arena: Option<Arena>,
         shape: ArenaShape,
-        timeout: Duration,
     ) -> Result<Arc<dyn Endpoint>, TransportError> {
-        let streams = data.len();
+        let (streams, is_initiator) = (data.len(), arena.is_none());
         let link = Link::new(self.socket, data).map_err(io_error("making an event descriptor"))?;
         let link = Arc::new(link);
         let writer = Arc::new(Mutex::new(self.writer));
         let fences = arena.as_ref().map(|_| Arc::new(Fences::new(streams)));
-        let poster = Poster::new(if arena.is_some() { 0 } else { streams }, shape);
+        let poster = Poster::new(if is_initiator { streams } else { 0 }, shape);
         // From here on dropping the endpoint closes the link and joins what was started.
         let endpoint =
             TcpEndpoint::new(Arc::clone(&link), self.reader, Arc::clone(&writer), poster, fences.clone());
@@ -173,7 +172,8 @@ impl TcpChannel {
             writer,
             every: self.config.heartbeat_every,
             silent_after: self.config.silent_after,
-            first_heard_within: timeout,
+            // A responder establishes when the initiator has: it may beat only later.
+            waits_for_peer: is_initiator,
         };
         let thread = self.config.spawn("rom-heartbeat".into(), move || heartbeat.run());
         endpoint.adopt(thread.map_err(io_error("starting the heartbeat thread"))?);
@@ -267,7 +267,7 @@ impl Channel for TcpChannel {
                 self.check_heartbeat(answer.heartbeat_every_us)?;
                 let data = self.open_data_streams(&answer, timeout)?;
                 let shape = ArenaShape::new(&answer.chunks_bytes);
-                self.start(data, None, shape, timeout)
+                self.start(data, None, shape)
             }
             (Role::Responder { granted, .. }, None) => {
                 let Some(granted) = granted.take() else {
@@ -276,7 +276,7 @@ impl Channel for TcpChannel {
                 let data = self.await_data_streams(&granted, timeout)?;
                 let Granted { arena, expectation } = granted;
                 drop(expectation);
-                self.start(data, Some(arena), ArenaShape::default(), timeout)
+                self.start(data, Some(arena), ArenaShape::default())
             }
             _ => Err(TransportError::Invalid("the initiator alone passes the answer".into())),
         }

@@ -110,14 +110,16 @@ impl TcpEndpoint {
         self.link.lose(reason);
     }
 
-    /// The end, once everything that was received before it is handed out.
-    fn drained(&self, inbox: &Inbox) -> Option<CloseReason> {
-        if !inbox.ended || !self.link.receivers_finished() {
-            return None;
-        }
+    /// Whether everything that was received before the end is in the queues.
+    fn is_drained(&self, inbox: &Inbox) -> bool {
+        inbox.ended && self.link.receivers_finished()
+    }
+
+    /// The end, once the queues are empty.
+    fn finish(&self, inbox: &Inbox) -> CloseReason {
         let lost = self.link.lost().map(|(reason, _)| reason);
         let goodbye = inbox.goodbye.then(|| CloseReason::Peer("closed".into()));
-        Some(self.link.end(goodbye.or(lost).unwrap_or(CloseReason::Local)))
+        self.link.end(goodbye.or(lost).unwrap_or(CloseReason::Local))
     }
 
     /// Waits until something may have happened, and reads the control stream if it did there.
@@ -181,7 +183,7 @@ impl Endpoint for TcpEndpoint {
     fn completed(&self, marker: u64, _timeout: Duration) -> Result<u64, TransportError> {
         // The kernel has copied whatever `write` and `mark` returned from.
         let last = lock(&self.poster).last_marker();
-        if last < marker {
+        if last != marker {
             self.check_open()?;
         }
         Ok(last)
@@ -207,13 +209,13 @@ impl Endpoint for TcpEndpoint {
         let mut inbox = lock(&self.inbox);
         let mut last_look = false;
         loop {
-            // Looked at before the queues: if all had been received then, all is in the queues.
-            let drained = self.drained(&inbox);
+            // Looked at before the queues: what comes into them later is not missed.
+            let is_drained = self.is_drained(&inbox);
             if let Some(event) = self.take_event(&mut inbox, message) {
                 return Ok(event);
             }
-            if let Some(reason) = drained {
-                return Ok(Event::Closed(reason));
+            if is_drained {
+                return Ok(Event::Closed(self.finish(&inbox)));
             }
             if last_look {
                 return Ok(Event::Idle);

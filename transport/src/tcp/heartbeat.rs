@@ -9,28 +9,43 @@ use super::socket::{readable, since_last_data, wait};
 use super::wire::ControlKind;
 use crate::error::CloseReason;
 
+/// How long a peer that may still be establishing can take until it is first heard.
+const ESTABLISHING: Duration = Duration::from_secs(5);
+
 /// The work of the heartbeat thread of one connection.
 pub(super) struct Heartbeat {
     pub link: Arc<Link>,
     pub writer: Arc<Mutex<Writer>>,
     pub every: Duration,
     pub silent_after: Duration,
-    /// How long the peer may take until it is first heard: it may still be establishing.
-    pub first_heard_within: Duration,
+    /// The peer may still be establishing: gives it more time until it is first heard.
+    pub waits_for_peer: bool,
+}
+
+/// What the thread knows of the peer.
+struct Watch {
+    /// Since when it has been looking without a gap.
+    since: Instant,
+    /// Something came since the start.
+    was_heard: bool,
 }
 
 impl Heartbeat {
     /// Beats until the connection has ended.
     pub(super) fn run(self) {
-        let start = Instant::now();
-        let mut next = start;
-        let mut was_heard = false;
+        let mut next = Instant::now();
+        let mut watch = Watch { since: next, was_heard: false };
         while self.link.end_reason().is_none() {
             let now = Instant::now();
             if now >= next {
+                // Who was not there cannot tell who was silent: after a stall of this machine
+                // the peer's signs of life may still wait to be received.
+                if now - next > self.silent_after / 4 {
+                    watch.since = now;
+                }
                 next = now + self.every;
                 self.beat();
-                self.check_peer(start.elapsed(), &mut was_heard);
+                self.check_peer(now - watch.since, &mut watch);
             }
             self.end_if_lost();
             let _ = wait(&mut [readable(&self.link.ended)], Some(next));
@@ -51,13 +66,13 @@ impl Heartbeat {
 
     /// The kernel knows when it last received anything, so this holds however busy the threads
     /// of this process are.
-    fn check_peer(&self, running: Duration, was_heard: &mut bool) {
+    fn check_peer(&self, watched: Duration, watch: &mut Watch) {
         let sockets = self.link.data.iter().chain([&self.link.control]);
         let Some(silent) = sockets.filter_map(|socket| since_last_data(socket).ok()).min() else { return };
-        *was_heard |= silent < running;
-        let limit =
-            if *was_heard { self.silent_after } else { self.silent_after.max(self.first_heard_within) };
-        if silent.min(running) >= limit {
+        watch.was_heard |= silent < watched;
+        let waits = self.waits_for_peer && !watch.was_heard;
+        let limit = if waits { self.silent_after.max(ESTABLISHING) } else { self.silent_after };
+        if silent.min(watched) >= limit {
             self.link.end(CloseReason::Silent(silent));
         }
     }

@@ -44,7 +44,6 @@ pub(super) struct Receiver {
     descriptors: Box<[u8; MAX_DESCRIPTORS * DESCRIPTOR_BYTES]>,
     spans: Spans,
     markers: u64,
-    last_marker: u64,
 }
 
 impl Receiver {
@@ -58,7 +57,6 @@ impl Receiver {
             descriptors: Box::new([0; MAX_DESCRIPTORS * DESCRIPTOR_BYTES]),
             spans: Spans::with_capacity(MAX_DESCRIPTORS + 1),
             markers: 0,
-            last_marker: 0,
         }
     }
 
@@ -161,9 +159,6 @@ impl Receiver {
 
     /// Brings a marker to the fences.
     fn announce(&mut self, marker: u64) -> Result<(), Stop> {
-        if marker <= self.last_marker {
-            return Err(Stop::Violation(format!("marker {marker} after marker {}", self.last_marker)));
-        }
         loop {
             match self.fences.arrive(self.markers, marker) {
                 Arrival::Counted => break,
@@ -178,7 +173,6 @@ impl Receiver {
             }
         }
         self.markers += 1;
-        self.last_marker = marker;
         Ok(())
     }
 

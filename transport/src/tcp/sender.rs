@@ -17,9 +17,12 @@ use crate::error::TransportError;
 use crate::fabric::{RegionId, Write};
 use crate::memory::Memory;
 
-/// Payload of one frame, in bytes: large enough that system calls do not count, small enough
-/// that the streams share even a small load and a frame is still in the cache when it is read.
-const FRAME_BYTES: u64 = 256 * 1024;
+/// Payload of a frame in bytes, at most. Large: each system call wakes the receiver, and the
+/// more it finds the cheaper it is.
+const FRAME_BYTES_MAX: u64 = 4 << 20;
+/// Payload of a frame in bytes, at least while there is more: towards the end of a call frames
+/// become smaller, so that the streams finish together.
+const FRAME_BYTES_MIN: u64 = 1 << 20;
 /// Most registered regions.
 const MAX_REGIONS: usize = 65_536;
 
@@ -52,6 +55,8 @@ struct Rest<'a> {
     writes: &'a [Write],
     /// Bytes of the first one that are posted already.
     done_bytes: u64,
+    /// Bytes not posted yet.
+    left_bytes: u64,
 }
 
 impl Rest<'_> {
@@ -67,6 +72,7 @@ impl Rest<'_> {
             len_bytes,
         );
         self.done_bytes += len_bytes;
+        self.left_bytes = self.left_bytes.saturating_sub(len_bytes);
         if self.done_bytes == first.len_bytes {
             self.writes = later;
             self.done_bytes = 0;
@@ -90,13 +96,14 @@ impl Lane {
     }
 
     /// Makes the next frame; false when nothing is left to send.
-    fn fill(&mut self, rest: &mut Rest<'_>, regions: &[Memory]) -> bool {
+    fn fill(&mut self, rest: &mut Rest<'_>, regions: &[Memory], streams: u64) -> bool {
+        let frame_bytes = (rest.left_bytes / (2 * streams)).clamp(FRAME_BYTES_MIN, FRAME_BYTES_MAX);
         self.spans.clear();
         // SAFETY: an empty span; the head takes its place below, when it is written.
         unsafe { self.spans.push(self.head.as_mut_ptr(), 0) }
         let (mut count, mut payload_bytes) = (0, 0);
-        while count < MAX_DESCRIPTORS && payload_bytes < FRAME_BYTES {
-            let Some((region, local, remote, len_bytes)) = rest.take(FRAME_BYTES - payload_bytes) else {
+        while count < MAX_DESCRIPTORS && payload_bytes < frame_bytes {
+            let Some((region, local, remote, len_bytes)) = rest.take(frame_bytes - payload_bytes) else {
                 break;
             };
             if len_bytes == 0 {
@@ -180,13 +187,15 @@ impl Poster {
         for write in writes {
             self.check(write)?;
         }
-        let mut rest = Rest { writes, done_bytes: 0 };
+        let posted_bytes = writes.iter().fold(0u64, |sum, write| sum.saturating_add(write.len_bytes));
+        let mut rest = Rest { writes, done_bytes: 0, left_bytes: posted_bytes };
+        let streams = self.lanes.len() as u64;
         loop {
             let mut progress = false;
             for turn in 0..self.lanes.len() {
                 let index = (self.next_lane + turn) % self.lanes.len();
                 let lane = &mut self.lanes[index];
-                if lane.spans.is_empty() && !lane.fill(&mut rest, &self.regions) {
+                if lane.spans.is_empty() && !lane.fill(&mut rest, &self.regions, streams) {
                     continue;
                 }
                 progress |= push(lane, link, index)?;
@@ -199,7 +208,7 @@ impl Poster {
             }
         }
         self.next_lane = (self.next_lane + 1) % self.lanes.len().max(1);
-        Ok(writes.iter().map(|write| write.len_bytes).sum())
+        Ok(posted_bytes)
     }
 
     /// Sends a marker on every stream.
@@ -207,9 +216,8 @@ impl Poster {
         if self.lanes.is_empty() {
             return Err(TransportError::Invalid("only the initiator marks".into()));
         }
-        if marker <= self.last_marker || marker == u64::MAX {
-            let last = self.last_marker;
-            return Err(TransportError::Invalid(format!("marker {marker} after marker {last}")));
+        if marker == 0 || marker == u64::MAX {
+            return Err(TransportError::Invalid(format!("marker {marker} is reserved")));
         }
         self.last_marker = marker;
         self.lanes.iter_mut().for_each(|lane| lane.fill_marker(marker));

@@ -41,7 +41,7 @@ pub const DATA_HEADER_BYTES: usize = 16;
 /// Length of the descriptor of one write in bytes.
 pub const DESCRIPTOR_BYTES: usize = 16;
 /// Most descriptors in one frame of writes.
-pub const MAX_DESCRIPTORS: usize = 256;
+pub const MAX_DESCRIPTORS: usize = 1000;
 /// Most data streams of a connection.
 pub const MAX_STREAMS: usize = 16;
 /// Most chunks of an arena.

@@ -33,7 +33,8 @@ pub struct BackupOptions {
 
 impl BackupOptions {
     /// Defaults for the host named `host`: suspicion after 250 ms, automatic takeover, arenas of
-    /// up to `max_arena_bytes`.
+    /// up to `max_arena_bytes`, an arbiter that both sides share. A nonce seed of 0 is replaced by
+    /// a random one at start.
     pub fn new(host: &str, listen: SocketAddr, max_arena_bytes: u64) -> Self {
         Self {
             machine: BackupConfig {
@@ -43,7 +44,7 @@ impl BackupOptions {
                 takeover_automatic: true,
                 max_arena_bytes,
                 shared_arbiter: true,
-                // Records differ by session and generation already.
+                // Drawn by the driver.
                 nonce_seed: 0,
             },
             listen,

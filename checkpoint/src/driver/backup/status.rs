@@ -1,6 +1,7 @@
 //! What a backup's driver tells about itself.
 
 use crate::backup::BackupState;
+use crate::metrics::Snapshot;
 
 /// A takeover, made or under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -60,6 +61,8 @@ pub struct BackupStatus {
     pub takeover: Option<TakeoverStatus>,
     /// The last reports, oldest first.
     pub reports: Vec<String>,
+    /// Everything measured.
+    pub metrics: Snapshot,
 }
 
 /// How a backup's driver ended.

@@ -80,7 +80,7 @@ pub struct PrimaryOptions {
 impl PrimaryOptions {
     /// Defaults for protecting `guest` from the host named `host` at the backup `peer`: 25 ms
     /// epochs, depth 2, heartbeats every 20 ms, suspicion after 150 ms, spares for a quarter of the
-    /// guest (at least 4,096 pages, at most 1 GiB), 8 MiB of state.
+    /// guest (at least 4,096 pages, at most 1 GiB), 8 MiB of state, an arbiter that both sides share.
     pub fn new(host: &str, peer: SocketAddr, guest: &dyn Guest) -> Result<Self, ArbiterError> {
         let session = SessionId((u128::from(random_nonce()?) << 64) | u128::from(random_nonce()?));
         let spares = (guest.layout().pages() / 4).clamp(4096, (1 << 30) / PAGE_BYTES);

@@ -1,5 +1,6 @@
 //! What a primary's driver tells about itself.
 
+use crate::metrics::{Snapshot, Summary};
 use crate::primary::PrimaryState;
 
 /// A quantity's distribution since protection began.
@@ -13,10 +14,16 @@ pub struct Percentiles {
     pub max: u64,
 }
 
+impl From<Summary> for Percentiles {
+    fn from(summary: Summary) -> Self {
+        Self { p50: summary.p50 as u64, p99: summary.p99 as u64, max: summary.max as u64 }
+    }
+}
+
 /// The distribution of one phase of the pause, in microseconds.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PhaseStatus {
-    /// Its name: `stop`, `mark`, `state`, `collect`, `place`, `copy`, `resume`.
+    /// Its name: `stop`, `gate`, `state`, `collect`, `place`, `copy`, `resume`.
     pub phase: String,
     /// Its durations.
     pub us: Percentiles,
@@ -87,6 +94,8 @@ pub struct PrimaryStatus {
     pub sync: SyncProgress,
     /// The last reports, oldest first.
     pub reports: Vec<String>,
+    /// Everything measured.
+    pub metrics: Snapshot,
 }
 
 /// How protection ended.

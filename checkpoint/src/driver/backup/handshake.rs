@@ -1,0 +1,217 @@
+//! From a stranger's channel to an established connection.
+
+use std::sync::Arc;
+
+use romulus_transport::Channel;
+
+use super::arena::ArenaError;
+use super::shared::{Lent, Link, Shared};
+use crate::backup::{Admission, BackupState, Refusal};
+use crate::driver::arbitrate;
+use crate::driver::signal::lock;
+use crate::ids::Identity;
+use crate::layout::ArenaShape;
+use crate::metrics::Counter;
+use crate::wire::message::{ErrorCode, Hello, MachineIdentity, Message, decode, encode};
+
+/// Lines of a difference that are named.
+const LINES_NAMED: usize = 3;
+
+/// Takes a channel through the handshake; refusals are answered and leave the present session as
+/// it is.
+pub(super) fn run(shared: &Arc<Shared>, mut channel: Box<dyn Channel>) {
+    let peer = channel.peer();
+    let (identity, hello) = match receive_hello(shared, &mut *channel) {
+        Ok(received) => received,
+        Err(refusal) => return refuse(shared, &mut *channel, &Identity::default(), &refusal),
+    };
+    let _admitting = lock(&shared.admitting);
+    if let Err(refusal) = admit(shared, &identity, &hello) {
+        return refuse(shared, &mut *channel, &identity, &refusal);
+    }
+    let outcome = {
+        // No action is carried out in here: a fence that waits for `exposing` holds up all others.
+        let _exposing = lock(&shared.exposing);
+        match welcome(shared, &mut *channel, &hello) {
+            Ok(Some(identity)) => establish(shared, channel, identity),
+            Ok(None) => Err("not welcome".into()),
+            Err(refusal) => {
+                refuse(shared, &mut *channel, &identity, &refusal);
+                Err(refusal.text)
+            }
+        }
+    };
+    match outcome {
+        Ok(()) => shared.note(&format!("connected to {peer}")),
+        Err(why) => {
+            shared.note(&format!("{peer} did not finish the handshake: {why}"));
+            shared.call(|backup, now, actions| backup.handle_disconnected(&why, now, actions));
+        }
+    }
+    shared.perform();
+    shared.wake_committer.notify();
+}
+
+fn refusal(code: ErrorCode, text: impl Into<String>) -> Refusal {
+    Refusal { code, text: text.into() }
+}
+
+fn refuse(shared: &Shared, channel: &mut dyn Channel, identity: &Identity, refusal: &Refusal) {
+    shared.metrics.count(Counter::Refusals, 1);
+    shared.note(&format!("refused {}: {refusal}", channel.peer()));
+    let mut bytes = Vec::new();
+    encode(identity, &Message::Error { code: refusal.code, text: refusal.text.clone() }, &mut bytes);
+    // It may be gone already; there is nobody else to tell.
+    let _ = channel.send(&bytes);
+}
+
+fn receive_hello(shared: &Shared, channel: &mut dyn Channel) -> Result<(Identity, Hello), Refusal> {
+    let bytes = channel
+        .receive(shared.options.handshake_timeout)
+        .map_err(|error| refusal(ErrorCode::Malformed, error.to_string()))?;
+    match decode(&bytes) {
+        Ok((identity, Message::Hello(hello))) => Ok((identity, hello)),
+        Ok(_) => Err(refusal(ErrorCode::Violation, "the first message must be a Hello")),
+        Err(error @ crate::wire::message::DecodeError::Version { .. }) => {
+            Err(refusal(ErrorCode::Version, error.to_string()))
+        }
+        Err(error) => Err(refusal(ErrorCode::Malformed, error.to_string())),
+    }
+}
+
+/// Up to a prepared arena and a dead old connection. On `Err` the present session goes on, unless
+/// the machine had admitted a new one.
+fn admit(shared: &Shared, identity: &Identity, hello: &Hello) -> Result<(), Refusal> {
+    if shared.is_over() {
+        return Err(refusal(ErrorCode::Busy, "this backup is ending"));
+    }
+    let mut admission = shared.call(|backup, now, _| backup.admit(identity, hello, now))?;
+    if admission == Admission::NeedsRecord {
+        let record = arbitrate::read(&*shared.arbiter, &hello.guest);
+        admission = shared.call(|backup, now, _| backup.admit_with_record(identity, hello, record, now))?;
+    }
+    // From here on the old connection is history: its events are not handled any more.
+    let _committing = lock(&shared.committing);
+    if let Some(link) = shared.link() {
+        shared.disconnect(&link, "the primary has connected anew");
+    }
+    // Whatever the old connection still asked for has been carried out after this.
+    shared.perform();
+    shared.quiesce_homing();
+    let prepared = match admission {
+        Admission::Prepare(shape) => prepare(shared, hello, &shape),
+        Admission::Resume | Admission::NeedsRecord => Ok(()),
+    };
+    if let Err(refusal) = &prepared {
+        let why = refusal.text.clone();
+        shared.step(|backup, now, actions| backup.handle_disconnected(&why, now, actions));
+    }
+    prepared
+}
+
+/// A new arena and a standby over it.
+fn prepare(shared: &Shared, hello: &Hello, shape: &ArenaShape) -> Result<(), Refusal> {
+    let mut standby = lock(&shared.standby);
+    standby.abandon();
+    *lock(&shared.lent) = None;
+    hello.guest.clone_into(&mut lock(&shared.view).guest);
+    let memory = lock(&shared.arenas).allocate(&hello.layout, shape).and_then(|memory| {
+        memory.check(&hello.layout, shape)?;
+        Ok(memory)
+    });
+    let memory = memory.map_err(|error| match error {
+        ArenaError::NoRoom(text) => refusal(ErrorCode::NoRoom, text),
+        ArenaError::Failed(text) => refusal(ErrorCode::StandbyFailed, text),
+    })?;
+    let machine = standby
+        .prepare(&hello.layout, &memory.regions)
+        .map_err(|error| refusal(ErrorCode::StandbyFailed, error.to_string()))?;
+    if let Some(text) = difference(&hello.machine, &machine) {
+        standby.abandon();
+        return Err(refusal(ErrorCode::MachineMismatch, text));
+    }
+    let arena = memory.arena();
+    let (shape, layout) = (*shape, hello.layout.clone());
+    *lock(&shared.lent) = Some(Arc::new(Lent { shape, layout, machine, memory, arena }));
+    Ok(())
+}
+
+/// Exposes the arena and says Welcome; `None` when the machine says something else.
+fn welcome(shared: &Shared, channel: &mut dyn Channel, hello: &Hello) -> Result<Option<Identity>, Refusal> {
+    if matches!(shared.progress().0, BackupState::TakingOver | BackupState::Active) {
+        return Err(refusal(ErrorCode::NotGranted, "a takeover has begun"));
+    }
+    let lent = shared.lent().ok_or_else(|| refusal(ErrorCode::StandbyFailed, "there is no arena"))?;
+    let text = |error: romulus_transport::TransportError| refusal(ErrorCode::Malformed, error.to_string());
+    let answer = channel.answer(&hello.fabric_offer, lent.arena.clone()).map_err(text)?;
+    let (identity, message) = shared.call(|backup, now, actions| backup.welcome(hello, answer, now, actions));
+    let mut bytes = Vec::new();
+    encode(&identity, &message, &mut bytes);
+    channel.send(&bytes).map_err(text)?;
+    Ok(matches!(message, Message::Welcome(_)).then_some(identity))
+}
+
+/// Finishes the channel and makes it the connection.
+fn establish(shared: &Shared, channel: Box<dyn Channel>, identity: Identity) -> Result<(), String> {
+    let peer = channel.peer();
+    let endpoint =
+        channel.establish(None, shared.options.handshake_timeout).map_err(|error| error.to_string())?;
+    *lock(&shared.link) = Some(Arc::new(Link { identity, endpoint, peer }));
+    shared.heard();
+    lock(&shared.view).connections += 1;
+    shared.call(|backup, now, actions| backup.handle_connected(now, actions));
+    Ok(())
+}
+
+/// What differs between guest and standby, in words; `None` when nothing does.
+pub(super) fn difference(guest: &MachineIdentity, standby: &MachineIdentity) -> Option<String> {
+    if guest == standby {
+        return None;
+    }
+    let mut parts = Vec::new();
+    if guest.hypervisor != standby.hypervisor {
+        parts.push(format!("the guest runs on {}, the standby on {}", guest.hypervisor, standby.hypervisor));
+    }
+    let only = |of: &MachineIdentity, not_in: &MachineIdentity| -> Vec<String> {
+        of.configuration.iter().filter(|line| !not_in.configuration.contains(line)).cloned().collect()
+    };
+    for (who, lines) in [("guest", only(guest, standby)), ("standby", only(standby, guest))] {
+        if !lines.is_empty() {
+            let named = lines.iter().take(LINES_NAMED).map(|line| format!("`{line}`")).collect::<Vec<_>>();
+            let more = lines.len().saturating_sub(LINES_NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            parts.push(format!("only the {who} has {}{more}", named.join(", ")));
+        }
+    }
+    if parts.is_empty() {
+        parts.push("the same configuration lines in another order or number".into());
+    }
+    Some(format!("guest and standby differ: {}", parts.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(hypervisor: &str, lines: &[&str]) -> MachineIdentity {
+        let configuration = lines.iter().map(|line| (*line).to_owned()).collect();
+        MachineIdentity { hypervisor: hypervisor.into(), configuration }
+    }
+
+    #[test]
+    fn a_difference_is_named_line_by_line() {
+        let guest = machine("QEMU 7.2.17", &["machine q35", "cpu max", "netdev tap"]);
+        assert_eq!(difference(&guest, &guest.clone()), None);
+        let text = difference(&guest, &machine("QEMU 7.2.17", &["machine pc", "cpu max", "netdev tap"]));
+        assert_eq!(
+            text.as_deref(),
+            Some(
+                "guest and standby differ: only the guest has `machine q35`; only the standby has `machine pc`"
+            )
+        );
+        let text = difference(&guest, &machine("QEMU 8.0", &["machine q35", "cpu max", "netdev tap"]));
+        assert!(text.is_some_and(|text| text.contains("QEMU 7.2.17") && text.contains("QEMU 8.0")));
+        let swapped = machine("QEMU 7.2.17", &["cpu max", "machine q35", "netdev tap"]);
+        assert!(difference(&guest, &swapped).is_some());
+    }
+}

@@ -1,0 +1,115 @@
+//! The `takeover` thread: asks the arbiter, makes the image whole, starts the guest.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
+
+use super::shared::{Errand, Lent, Shared, milliseconds};
+use super::status::{BackupOutcome, TakeoverStatus};
+use crate::driver::arbitrate;
+use crate::driver::signal::lock;
+use crate::ids::Epoch;
+use crate::metrics::{Counter, Phase, Quantity};
+use crate::placement::committed::HomingCopy;
+
+/// Fewer copies than this are made by one thread: starting others takes longer.
+const PARALLEL_FROM: usize = 1024;
+/// Copies that a thread takes at a time.
+const BATCH: usize = 64;
+
+/// Works until the driver is over.
+pub(super) fn run(shared: &Shared, errands: &Receiver<Errand>) {
+    while let Ok(errand) = errands.recv() {
+        let guest = lock(&shared.view).guest.clone();
+        match errand {
+            Errand::Swap(expected, new) => {
+                let outcome = arbitrate::swap(&*shared.arbiter, &guest, expected.as_ref(), &new);
+                shared.step(|backup, now, actions| backup.handle_swap(&new, outcome, now, actions));
+            }
+            Errand::Read => {
+                let record = arbitrate::read(&*shared.arbiter, &guest);
+                shared.step(|backup, now, actions| backup.handle_record(record, now, actions));
+            }
+            Errand::TakeOver(epoch, displaced) => take_over(shared, epoch, &displaced),
+        }
+    }
+}
+
+fn take_over(shared: &Shared, epoch: Epoch, displaced: &[HomingCopy]) {
+    let granted = shared.clock.now();
+    let (fenced, last_sign, mut takeover) = {
+        let view = lock(&shared.view);
+        (view.step_began, view.last_sign, view.takeover.unwrap_or_default())
+    };
+    takeover.epoch = epoch.0;
+    takeover.displaced_pages = displaced.len() as u64;
+    takeover.grant_ms = milliseconds(granted.since(fenced));
+    shared.metrics.record(Phase::Grant, granted.since(fenced));
+    shared.metrics.record_quantity(Quantity::DisplacedPages, displaced.len() as u64);
+    let outcome = activate(shared, epoch, displaced, &mut takeover);
+    let now = shared.clock.now();
+    let since_fence = milliseconds(now.since(fenced));
+    takeover.takeover_ms = takeover.fence_ms + since_fence;
+    takeover.total_ms = last_sign.map_or(takeover.takeover_ms, |sign| milliseconds(now.since(sign)));
+    shared.metrics.record(Phase::Activate, now.since(granted));
+    lock(&shared.view).takeover = Some(takeover);
+    let failure = outcome.as_ref().err().cloned();
+    shared.step(|backup, now, actions| backup.handle_activated(outcome, now, actions));
+    match failure {
+        None => {
+            shared.metrics.count(Counter::Takeovers, 1);
+            shared.note(&format!("the guest runs here, from epoch {epoch}"));
+            shared.finish(BackupOutcome::Activated(takeover));
+        }
+        Some(why) => shared.finish(BackupOutcome::Failed(format!(
+            "this host owns the guest, and it could not be started from epoch {epoch}: {why}"
+        ))),
+    }
+}
+
+fn activate(
+    shared: &Shared,
+    epoch: Epoch,
+    displaced: &[HomingCopy],
+    takeover: &mut TakeoverStatus,
+) -> Result<(), String> {
+    let lent = shared.lent().ok_or("there is no image")?;
+    let began = shared.clock.now();
+    copy_all(&lent, displaced, shared.options.takeover_threads)?;
+    let copied = shared.clock.now();
+    takeover.copy_ms = milliseconds(copied.since(began));
+    let state = shared.read_state(epoch)?;
+    lock(&shared.standby).activate(&state).map_err(|error| error.to_string())?;
+    takeover.activate_ms = milliseconds(shared.clock.now().since(copied));
+    Ok(())
+}
+
+/// Makes all copies, on several threads where there are many.
+fn copy_all(lent: &Lent, copies: &[HomingCopy], threads: usize) -> Result<(), String> {
+    let next = AtomicUsize::new(0);
+    let bad = AtomicBool::new(false);
+    let share = || {
+        loop {
+            let first = next.fetch_add(BATCH, Ordering::Relaxed);
+            let Some(rest) = copies.get(first..) else { return };
+            for copy in &rest[..rest.len().min(BATCH)] {
+                if !lent.copy_home(copy) {
+                    bad.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let helpers = if copies.len() < PARALLEL_FROM { 0 } else { threads.saturating_sub(1) };
+    let panicked = Mutex::new(false);
+    std::thread::scope(|scope| {
+        let started: Vec<_> = (0..helpers).map(|_| scope.spawn(share)).collect();
+        share();
+        for helper in started {
+            *lock(&panicked) |= helper.join().is_err();
+        }
+    });
+    if bad.into_inner() || *lock(&panicked) {
+        return Err("a displaced page lies outside the arena".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! The `standby` thread: trial loads, and whether the prepared machine still stands ready.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+
+use super::handshake::difference;
+use super::shared::{Lent, Shared, StandbyErrand};
+use crate::backup::BackupState;
+use crate::driver::signal::lock;
+
+/// Works until the driver is over.
+pub(super) fn run(shared: &Shared, errands: &Receiver<StandbyErrand>) {
+    loop {
+        match errands.recv_timeout(shared.options.check_standby_every) {
+            Ok(StandbyErrand::Trial(state)) => {
+                let outcome = state
+                    .and_then(|state| lock(&shared.standby).trial(&state).map_err(|error| error.to_string()));
+                shared.step(|backup, now, actions| backup.handle_trial(outcome, now, actions));
+            }
+            Ok(StandbyErrand::Abandon(lent)) => abandon(shared, lent),
+            Err(RecvTimeoutError::Timeout) => check(shared),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Drops the image and the standby of a session, unless another has begun.
+fn abandon(shared: &Shared, ended: Option<Arc<Lent>>) {
+    let _admitting = lock(&shared.admitting);
+    let current = shared.lent();
+    if current.as_ref().map(Arc::as_ptr) == ended.as_ref().map(Arc::as_ptr) {
+        lock(&shared.standby).abandon();
+        *lock(&shared.lent) = None;
+    }
+}
+
+/// A standby that died is prepared anew, over the same image.
+fn check(shared: &Shared) {
+    let _admitting = lock(&shared.admitting);
+    let Some(lent) = shared.lent() else { return };
+    if matches!(shared.progress().0, BackupState::TakingOver | BackupState::Active) {
+        return;
+    }
+    let mut standby = lock(&shared.standby);
+    let Err(error) = standby.check() else { return };
+    shared.note(&format!("the standby is gone ({error}): preparing another"));
+    match standby.prepare(&lent.layout, &lent.memory.regions) {
+        Ok(machine) => match difference(&lent.machine, &machine) {
+            None => shared.note("another standby stands ready"),
+            Some(text) => shared.note(&format!("the new standby differs from the guest: {text}")),
+        },
+        Err(error) => shared.note(&format!("no standby stands ready: {error}")),
+    }
+}

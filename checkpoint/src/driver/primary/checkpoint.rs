@@ -1,0 +1,226 @@
+//! One checkpoint: pause, mark, save, collect, place, copy, resume, and off to the sender.
+
+use std::time::{Duration, Instant};
+
+use super::capture::{Capture, Tools};
+use super::jobs::{Job, Kind};
+use super::options::CaptureMode;
+use super::pause::Paused;
+use super::shared::Shared;
+use crate::PAGE_BYTES;
+use crate::guest::GuestError;
+use crate::metrics::{Counter, Phase, Quantity};
+use crate::primary::{NotTaken, PlacedEpoch};
+use crate::wire::slot;
+
+/// Longest wait for a job before the machine is asked again.
+const JOB_WAIT: Duration = Duration::from_millis(5);
+/// Longest that a guest stays paused while staging memory or direct sending makes no progress;
+/// then the connection is given up.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+/// Epochs larger than staging are sent in pieces of at least this.
+const LEAST_PIECE_BYTES: u64 = 1 << 20;
+
+/// What came of a pause.
+enum Captured {
+    /// Placed and copied, to be sent.
+    Taken(Job),
+    /// Placed and already sent, straight from guest memory.
+    Sent,
+    /// The machine keeps the pages for the next epoch.
+    NotTaken(NotTaken),
+    /// A step failed; no page is lost.
+    Failed(&'static str, GuestError),
+}
+
+impl Capture {
+    /// Makes one checkpoint. With `last` the guest stays paused after it.
+    pub(super) fn checkpoint(&mut self, last: bool) {
+        let Some(job) = self.shared.jobs.take_free(JOB_WAIT) else { return };
+        self.count_lateness();
+        match self.pause_and_capture(job, last) {
+            Ok(Captured::Taken(job)) => {
+                self.guest_worked();
+                self.shared.jobs.submit(job);
+            }
+            Ok(captured) => self.not_taken(captured),
+            Err(error) => self.guest_failed("pausing the guest", &error),
+        }
+    }
+
+    /// From before the pause to after it.
+    fn pause_and_capture(&mut self, job: Job, last: bool) -> Result<Captured, GuestError> {
+        let shared = &*self.shared;
+        let mut paused = match Paused::pause(&mut *self.guest, &*shared.pause_flag, &shared.metrics) {
+            Ok(paused) => paused,
+            Err(error) => {
+                shared.jobs.give_back(job);
+                shared.call(|primary, _, _| primary.capture_failed(&[]));
+                return Err(error);
+            }
+        };
+        shared.metrics.count(Counter::EpochsCaptured, 1);
+        let captured = capture(shared, &mut self.tools, &mut paused, job);
+        if last && matches!(captured, Captured::Taken(_) | Captured::Sent) {
+            paused.keep();
+            self.held_paused = true;
+        } else if let Err(error) = paused.resume() {
+            self.shared.fail(format!("the guest is paused and could not be resumed: {error}"));
+        }
+        Ok(captured)
+    }
+
+    fn not_taken(&mut self, captured: Captured) {
+        match captured {
+            Captured::Taken(_) => {}
+            Captured::Sent => self.guest_worked(),
+            Captured::NotTaken(NotTaken::Stalled) => {
+                self.last_begin = None;
+                self.shared.metrics.count(Counter::Stalls, 1);
+            }
+            Captured::NotTaken(_) => self.last_begin = None,
+            Captured::Failed(what, error) => {
+                self.shared.metrics.count(Counter::CaptureFailures, 1);
+                self.guest_failed(what, &error);
+            }
+        }
+    }
+
+    /// An epoch is late when it begins more than a tenth of the interval after its time.
+    fn count_lateness(&mut self) {
+        let now = self.shared.clock.now();
+        let interval = self.shared.options.machine.interval;
+        let early = std::mem::take(&mut self.ended_early);
+        if let Some(last) = self.last_begin
+            && !early
+            && now.since(last) > interval + interval / 10
+        {
+            self.shared.metrics.count(Counter::LateEpochs, 1);
+        }
+        self.last_begin = Some(now);
+    }
+}
+
+/// What is done while the guest is paused. The order is the protocol's: state before pages, since
+/// saving the state may write guest memory.
+fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job: Job) -> Captured {
+    let mark = shared.call(|primary, now, _| primary.paused(now));
+    if let Err(error) = shared.metrics.run_phase(Phase::Gate, || shared.gate.mark(mark)) {
+        let error = GuestError::Failed { what: "marking output".into(), why: error.to_string() };
+        return failed(shared, tools, job, "marking the guest's output", error);
+    }
+    let (_, state) = shared.slots.state(job.slot_index);
+    match shared.metrics.run_phase(Phase::State, || paused.guest().save_state(&state)) {
+        Ok(state_bytes) => job.state_bytes = state_bytes,
+        Err(error) => return failed(shared, tools, job, "saving the device state", error),
+    }
+    let collected = shared.metrics.run_phase(Phase::Collect, || tools.dirty.collect(paused.guest()));
+    if let Err(error) = collected {
+        return failed(shared, tools, job, "collecting dirty pages", error);
+    }
+    let placed = shared.metrics.run_phase(Phase::Place, || {
+        let dirty = tools.dirty.extents();
+        shared.call(|primary, now, actions| primary.place(dirty, now, &mut job.transfers, actions))
+    });
+    tools.dirty.clear();
+    match placed {
+        Ok(placed) => {
+            count_epoch(shared, &job, &placed);
+            shared.metrics.run_phase(Phase::Copy, || take_pages(shared, tools, job, placed))
+        }
+        Err(reason) => {
+            shared.jobs.give_back(job);
+            Captured::NotTaken(reason)
+        }
+    }
+}
+
+fn failed(shared: &Shared, tools: &mut Tools, job: Job, what: &'static str, error: GuestError) -> Captured {
+    shared.jobs.give_back(job);
+    let dirty = tools.dirty.extents();
+    shared.call(|primary, _, _| primary.capture_failed(dirty));
+    tools.dirty.clear();
+    Captured::Failed(what, error)
+}
+
+fn count_epoch(shared: &Shared, job: &Job, placed: &PlacedEpoch) {
+    let transfers = job.transfers.len() as u64;
+    let metrics = &shared.metrics;
+    metrics.record_quantity(Quantity::DirtyPages, placed.pages);
+    metrics.record_quantity(Quantity::Transfers, transfers);
+    metrics.record_quantity(Quantity::StateBytes, job.state_bytes);
+    let slot_bytes = slot::state_offset_bytes(transfers) + job.state_bytes;
+    metrics.record_quantity(Quantity::EpochBytes, placed.pages * PAGE_BYTES + slot_bytes);
+    crate::driver::signal::lock(&shared.view).last_dirty_pages = placed.pages;
+}
+
+/// Gets the placed pages out of the guest, which is paused.
+fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEpoch) -> Captured {
+    tools.plan.begin(&job.transfers);
+    job.kind = Kind::Epoch(placed);
+    job.writes.clear();
+    job.staging_end = 0;
+    if shared.options.capture == CaptureMode::Direct {
+        if let Some(link) = shared.link() {
+            tools.plan.direct(&link.guest, &shared.borders, &shared.shape, &mut job.writes);
+        }
+        let number = shared.jobs.submit(job);
+        let begun = Instant::now();
+        while !shared.jobs.wait_finished(number, STUCK_AFTER) {
+            if begun.elapsed() >= STUCK_AFTER {
+                shared.close_link("the pages of a paused guest do not get away");
+            }
+        }
+        return Captured::Sent;
+    }
+    let mut pieced = false;
+    while !stage_piece(shared, tools, &mut job) {
+        pieced = true;
+        let Some(mut part) = wait_for(shared, || shared.jobs.take_free(JOB_WAIT)) else { break };
+        part.kind = Kind::Part(placed);
+        std::mem::swap(&mut part.writes, &mut job.writes);
+        part.staging_end = job.staging_end;
+        job.writes.clear();
+        shared.jobs.submit(part);
+    }
+    if pieced {
+        crate::driver::signal::lock(&shared.view).pieced_epochs += 1;
+    }
+    Captured::Taken(job)
+}
+
+/// Copies as many of the pages left as staging takes; true when none is left.
+fn stage_piece(shared: &Shared, tools: &mut Tools, job: &mut Job) -> bool {
+    let wanted = tools.plan.pages_left() * PAGE_BYTES;
+    if wanted == 0 {
+        return true;
+    }
+    let least = wanted.min(LEAST_PIECE_BYTES);
+    let Some(span) = wait_for(shared, || shared.staging.take(wanted, least)) else {
+        // The connection was given up: nothing of this epoch will be sent.
+        return true;
+    };
+    let Some(link) = shared.link() else { return true };
+    tools.copies.clear();
+    tools.plan.stage(&span, link.staging, &shared.borders, &shared.shape, &mut tools.copies, &mut job.writes);
+    job.staging_end = span.end;
+    tools.copier.copy(&mut tools.copies);
+    tools.plan.pages_left() == 0
+}
+
+/// Tries until the sender has freed something; gives the connection up, and `None`, when nothing
+/// is freed for long.
+fn wait_for<T>(shared: &Shared, attempt: impl Fn() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    loop {
+        let seen = shared.jobs.freed.seen();
+        if let Some(found) = attempt() {
+            return Some(found);
+        }
+        if begun.elapsed() >= STUCK_AFTER {
+            shared.close_link("staging memory is not freed");
+            return None;
+        }
+        shared.jobs.freed.wait(seen, JOB_WAIT);
+    }
+}

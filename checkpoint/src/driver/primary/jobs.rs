@@ -1,0 +1,179 @@
+//! What `capture` hands to `sender`: a fixed number of jobs that go round.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use romulus_transport::{Memory, Write};
+
+use crate::driver::mapping::anonymous_mapping;
+use crate::driver::signal::{Signal, lock};
+use crate::extent::{Extent, Transfer};
+use crate::ids::Identity;
+use crate::layout::ArenaShape;
+use crate::primary::PlacedEpoch;
+
+/// What a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A part of an epoch: data only.
+    Part(PlacedEpoch),
+    /// The rest of an epoch: data, slot, marker, Commit.
+    Epoch(PlacedEpoch),
+    /// A synchronization round, straight from guest memory or through staging.
+    Round {
+        /// The connection it was asked for on.
+        identity: Identity,
+        /// Its number.
+        round: u64,
+        /// All pages, of which those outside [`Job::extents`] are zero; or the pages in it.
+        everything: bool,
+    },
+}
+
+/// A job and its memory, which is used again and again.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// What it is.
+    pub kind: Kind,
+    /// Counts jobs submitted; see [`Jobs::wait_finished`].
+    pub number: u64,
+    /// One-sided writes of pages.
+    pub writes: Vec<Write>,
+    /// An epoch's transfers.
+    pub transfers: Vec<Transfer>,
+    /// A round's pages.
+    pub extents: Vec<Extent>,
+    /// Place of this job's slot in the slot memory; the state is at the same place of the state
+    /// memory.
+    pub slot_index: usize,
+    /// Length of the state.
+    pub state_bytes: u64,
+    /// Staging memory up to here is free once the job is finished.
+    pub staging_end: u64,
+}
+
+/// Local memory of slots and states, one of each for every job, to be registered.
+#[derive(Debug)]
+pub(super) struct SlotMemory {
+    /// Headers and extents.
+    pub heads: Memory,
+    /// States.
+    pub states: Memory,
+    /// Length of one slot.
+    pub slot_bytes: u64,
+    /// Length of one state.
+    pub state_bytes: u64,
+}
+
+impl SlotMemory {
+    /// For `jobs` jobs.
+    pub fn new(shape: &ArenaShape, max_state_bytes: u64, jobs: usize) -> std::io::Result<Self> {
+        Ok(Self {
+            heads: anonymous_mapping(jobs * shape.slot_bytes as usize)?,
+            states: anonymous_mapping(jobs * max_state_bytes as usize)?,
+            slot_bytes: shape.slot_bytes,
+            state_bytes: max_state_bytes,
+        })
+    }
+
+    /// The slot of a job: its offset in `heads` and its memory.
+    pub fn head(&self, index: usize) -> (u64, Memory) {
+        let offset = index as u64 * self.slot_bytes;
+        (offset, self.heads.part(offset as usize, self.slot_bytes as usize))
+    }
+
+    /// The state of a job: its offset in `states` and its memory.
+    pub fn state(&self, index: usize) -> (u64, Memory) {
+        let offset = index as u64 * self.state_bytes;
+        (offset, self.states.part(offset as usize, self.state_bytes as usize))
+    }
+}
+
+/// The jobs that are free and those that wait for the sender.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    free: Mutex<Vec<Job>>,
+    waiting: Mutex<VecDeque<Job>>,
+    submitted: AtomicU64,
+    finished: AtomicU64,
+    closed: AtomicBool,
+    /// Something waits, or the end has come.
+    pub wake_sender: Signal,
+    /// A job was finished.
+    pub freed: Signal,
+}
+
+impl Jobs {
+    /// `count` jobs.
+    pub fn new(count: usize, spin: Duration) -> Self {
+        let job = |slot_index| Job {
+            kind: Kind::Round { identity: Identity::default(), round: 0, everything: false },
+            number: 0,
+            writes: Vec::new(),
+            transfers: Vec::new(),
+            extents: Vec::new(),
+            slot_index,
+            state_bytes: 0,
+            staging_end: 0,
+        };
+        Self {
+            free: Mutex::new((0..count).map(job).collect()),
+            waiting: Mutex::new(VecDeque::with_capacity(count)),
+            submitted: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            wake_sender: Signal::new(spin),
+            freed: Signal::new(spin),
+        }
+    }
+
+    /// A free job; waits for one for at most `timeout`.
+    pub fn take_free(&self, timeout: Duration) -> Option<Job> {
+        let seen = self.freed.seen();
+        let pop = || lock(&self.free).pop();
+        pop().or_else(|| self.freed.wait(seen, timeout).then(pop).flatten())
+    }
+
+    /// Gives back a job that was not submitted.
+    pub fn give_back(&self, job: Job) {
+        lock(&self.free).push(job);
+    }
+
+    /// Hands a job to the sender; returns its number.
+    pub fn submit(&self, mut job: Job) -> u64 {
+        let number = self.submitted.fetch_add(1, Ordering::Relaxed) + 1;
+        job.number = number;
+        lock(&self.waiting).push_back(job);
+        self.wake_sender.notify();
+        number
+    }
+
+    /// Sender: the next job.
+    pub fn next(&self) -> Option<Job> {
+        lock(&self.waiting).pop_front()
+    }
+
+    /// Sender: the job's memory is no longer read. Jobs are finished in the order submitted.
+    pub fn finish(&self, job: Job) {
+        let number = job.number;
+        lock(&self.free).push(job);
+        self.finished.store(number, Ordering::Release);
+        self.freed.notify();
+    }
+
+    /// Waits until job `number` is finished, at most for `timeout`. True also when no job will
+    /// be finished any more.
+    pub fn wait_finished(&self, number: u64, timeout: Duration) -> bool {
+        let done = || self.finished.load(Ordering::Acquire) >= number || self.closed.load(Ordering::Acquire);
+        let seen = self.freed.seen();
+        done() || (self.freed.wait(seen, timeout) && done())
+    }
+
+    /// The sender is gone.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.freed.notify();
+    }
+}

@@ -1,0 +1,254 @@
+//! From an epoch's transfers to copies and writes: pages that go to consecutive frames lie
+//! consecutively in staging memory and leave as one write, however scattered they are in the
+//! guest.
+
+use romulus_transport::{RegionId, Write};
+
+use super::copy::{CopyItem, MAX_ITEM_BYTES};
+use super::staging::Span;
+use crate::PAGE_BYTES;
+use crate::extent::Transfer;
+use crate::layout::{ArenaShape, GuestLayout};
+
+/// Where each region begins and ends, in pages; the last end is P.
+#[derive(Clone, Debug)]
+pub(super) struct Borders {
+    ends: Vec<u64>,
+}
+
+impl Borders {
+    pub fn new(layout: &GuestLayout) -> Self {
+        let mut end = 0;
+        let ends = layout.regions.iter().map(|region| {
+            end += region.pages;
+            end
+        });
+        Self { ends: ends.collect() }
+    }
+
+    /// The region of a page: its index, its first page, the page after its last.
+    pub fn region(&self, page: u64) -> (usize, u64, u64) {
+        let index = self.ends.partition_point(|end| *end <= page);
+        let first = if index == 0 { 0 } else { self.ends[index - 1] };
+        (index, first, self.ends[index])
+    }
+
+    /// The frame after the last of the arena's chunk that `frame` lies in.
+    fn chunk_end(&self, frame: u64, shape: &ArenaShape) -> u64 {
+        if frame < shape.pages { self.region(frame).2 } else { shape.frames() }
+    }
+}
+
+/// The order in which an epoch's pages are sent, and how far it has been carried out. Reused.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Transfers by first frame.
+    ordered: Vec<Transfer>,
+    /// The next transfer, and how many of its pages are done.
+    next: usize,
+    pages_done: u64,
+    pages_left: u64,
+}
+
+impl Plan {
+    /// Begins with new transfers.
+    pub fn begin(&mut self, transfers: &[Transfer]) {
+        self.ordered.clear();
+        self.ordered.extend_from_slice(transfers);
+        let by_frame = |transfer: &Transfer| transfer.first_frame;
+        if !self.ordered.is_sorted_by_key(by_frame) {
+            self.ordered.sort_unstable_by_key(by_frame);
+        }
+        self.next = 0;
+        self.pages_done = 0;
+        self.pages_left = transfers.iter().map(|transfer| transfer.pages).sum();
+    }
+
+    /// Pages neither copied nor written yet.
+    pub fn pages_left(&self) -> u64 {
+        self.pages_left
+    }
+
+    /// Appends the copies into `span` and the writes from it for the next pages, as many as the
+    /// span holds.
+    pub fn stage(
+        &mut self,
+        span: &Span,
+        staging: RegionId,
+        borders: &Borders,
+        shape: &ArenaShape,
+        copies: &mut Vec<CopyItem>,
+        writes: &mut Vec<Write>,
+    ) {
+        let mut at = span.offset;
+        let end = span.offset + span.len_bytes;
+        let mut joiner = Joiner::new(writes);
+        while at < end {
+            let Some(run) = self.next_run((end - at) / PAGE_BYTES, borders, shape) else { return };
+            let bytes = run.pages * PAGE_BYTES;
+            push_copies(copies, &run, at, bytes);
+            joiner.push(staging, at, &run);
+            at += bytes;
+        }
+    }
+
+    /// Appends the writes of all pages left, straight from guest memory.
+    pub fn direct(
+        &mut self,
+        regions: &[RegionId],
+        borders: &Borders,
+        shape: &ArenaShape,
+        writes: &mut Vec<Write>,
+    ) {
+        let mut joiner = Joiner::new(writes);
+        while let Some(run) = self.next_run(u64::MAX, borders, shape) {
+            joiner.push(regions[run.region], run.from, &run);
+        }
+    }
+
+    /// The next pages that lie together in one region and in one chunk.
+    fn next_run(&mut self, most: u64, borders: &Borders, shape: &ArenaShape) -> Option<Run> {
+        let transfer = *self.ordered.get(self.next)?;
+        let page = transfer.first_page.0 + self.pages_done;
+        let frame = transfer.first_frame.0 + self.pages_done;
+        let (region, first, end) = borders.region(page);
+        let chunk_end = borders.chunk_end(frame, shape);
+        let left = transfer.pages - self.pages_done;
+        let pages = left.min(end - page).min(chunk_end - frame).min(most);
+        if pages == left {
+            self.next += 1;
+            self.pages_done = 0;
+        } else {
+            self.pages_done += pages;
+        }
+        self.pages_left -= pages;
+        Some(Run { region, from: (page - first) * PAGE_BYTES, frame, chunk_end, pages })
+    }
+}
+
+struct Run {
+    region: usize,
+    from: u64,
+    frame: u64,
+    chunk_end: u64,
+    pages: u64,
+}
+
+fn push_copies(copies: &mut Vec<CopyItem>, run: &Run, to: u64, bytes: u64) {
+    let mut done = 0;
+    while done < bytes {
+        let len_bytes = (bytes - done).min(MAX_ITEM_BYTES);
+        copies.push(CopyItem { region: run.region, from: run.from + done, to: to + done, len_bytes });
+        done += len_bytes;
+    }
+}
+
+/// Appends writes, joining what is consecutive on both sides and in one chunk.
+struct Joiner<'a> {
+    writes: &'a mut Vec<Write>,
+    chunk_end: u64,
+}
+
+impl<'a> Joiner<'a> {
+    fn new(writes: &'a mut Vec<Write>) -> Self {
+        Self { writes, chunk_end: 0 }
+    }
+
+    fn push(&mut self, region: RegionId, local_offset: u64, run: &Run) {
+        let remote_offset = run.frame * PAGE_BYTES;
+        let len_bytes = run.pages * PAGE_BYTES;
+        if run.chunk_end == self.chunk_end
+            && let Some(last) = self.writes.last_mut()
+            && last.region == region
+            && last.local_offset + last.len_bytes == local_offset
+            && last.remote_offset + last.len_bytes == remote_offset
+        {
+            last.len_bytes += len_bytes;
+            return;
+        }
+        self.chunk_end = run.chunk_end;
+        self.writes.push(Write { region, local_offset, remote_offset, len_bytes });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{FrameIndex, PageIndex};
+    use crate::layout::Region;
+
+    fn fixture() -> (Borders, ArenaShape) {
+        let region = |name: &str, pages| Region { name: name.into(), pages };
+        let layout = GuestLayout { regions: vec![region("a", 10), region("b", 6)] };
+        let shape = ArenaShape { pages: 16, spares: 8, slots: 3, slot_bytes: 4096, copy_only_homes: false };
+        (Borders::new(&layout), shape)
+    }
+
+    fn transfer(page: u64, frame: u64, pages: u64) -> Transfer {
+        Transfer { first_page: PageIndex(page), first_frame: FrameIndex(frame), pages }
+    }
+
+    fn staged(transfers: &[Transfer], span_pages: u64) -> Vec<(Vec<CopyItem>, Vec<Write>)> {
+        let (borders, shape) = fixture();
+        let mut plan = Plan::default();
+        plan.begin(transfers);
+        let mut pieces = Vec::new();
+        while plan.pages_left() > 0 {
+            let span = Span { offset: 4096, len_bytes: span_pages * PAGE_BYTES, end: 0 };
+            let (mut copies, mut writes) = (Vec::new(), Vec::new());
+            plan.stage(&span, RegionId(9), &borders, &shape, &mut copies, &mut writes);
+            pieces.push((copies, writes));
+        }
+        pieces
+    }
+
+    #[test]
+    fn scattered_pages_to_consecutive_frames_are_one_write() {
+        let pieces = staged(&[transfer(1, 16, 1), transfer(5, 17, 1), transfer(12, 18, 2)], 8);
+        let [(copies, writes)] = &pieces[..] else { panic!("{pieces:?}") };
+        let write =
+            Write { region: RegionId(9), local_offset: 4096, remote_offset: 16 * 4096, len_bytes: 4 * 4096 };
+        assert_eq!(writes, &[write]);
+        let places: Vec<_> = copies.iter().map(|copy| (copy.region, copy.from / 4096)).collect();
+        assert_eq!(places, [(0, 1), (0, 5), (1, 2)]);
+    }
+
+    #[test]
+    fn no_write_crosses_a_chunk_and_no_copy_a_region() {
+        // Pages 8 to 13 at home lie in both regions; frames 15 and 16 are consecutive but in two chunks.
+        let pieces = staged(&[transfer(15, 15, 1), transfer(8, 8, 6), transfer(0, 16, 1)], 8);
+        let [(copies, writes)] = &pieces[..] else { panic!("{pieces:?}") };
+        let frames: Vec<_> =
+            writes.iter().map(|write| (write.remote_offset / 4096, write.len_bytes / 4096)).collect();
+        assert_eq!(frames, [(8, 2), (10, 4), (15, 1), (16, 1)]);
+        let places: Vec<_> =
+            copies.iter().map(|copy| (copy.region, copy.from / 4096, copy.len_bytes / 4096)).collect();
+        assert_eq!(places, [(0, 8, 2), (1, 0, 4), (1, 5, 1), (0, 0, 1)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_comes_in_pieces() {
+        let pieces = staged(&[transfer(0, 16, 5), transfer(7, 21, 1)], 2);
+        let pages: Vec<u64> =
+            pieces.iter().map(|(_, writes)| writes.iter().map(|w| w.len_bytes / 4096).sum()).collect();
+        assert_eq!(pages, [2, 2, 2]);
+        let frames: Vec<_> =
+            pieces.iter().flat_map(|(_, writes)| writes).map(|w| w.remote_offset / 4096).collect();
+        assert_eq!(frames, [16, 18, 20]);
+    }
+
+    #[test]
+    fn direct_writes_come_from_guest_memory() {
+        let (borders, shape) = fixture();
+        let mut plan = Plan::default();
+        plan.begin(&[transfer(8, 8, 4), transfer(0, 17, 1), transfer(1, 18, 1)]);
+        let mut writes = Vec::new();
+        plan.direct(&[RegionId(3), RegionId(4)], &borders, &shape, &mut writes);
+        let found: Vec<_> = writes
+            .iter()
+            .map(|w| (w.region.0, w.local_offset / 4096, w.remote_offset / 4096, w.len_bytes / 4096))
+            .collect();
+        assert_eq!(found, [(3, 8, 8, 2), (4, 0, 10, 2), (3, 0, 17, 2)]);
+        assert_eq!(plan.pages_left(), 0);
+    }
+}

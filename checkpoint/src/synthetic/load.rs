@@ -1,0 +1,98 @@
+//! What a synthetic guest's writers do.
+
+use super::page::mix;
+
+/// Which pages are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// All pages alike, at random.
+    Uniform,
+    /// `percent` of the writes go to the first `pages` pages, the rest to all alike.
+    HotSet {
+        /// Size of the hot set, in pages.
+        pages: u64,
+        /// Share of the writes that go there.
+        percent: u8,
+    },
+    /// One page after another, around and around.
+    Sequential,
+}
+
+/// How much of a page a write changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// All of it.
+    Whole,
+    /// A few words at both ends: a cheap way to make a page dirty.
+    Touch,
+}
+
+/// How fast the writers write, all together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Not at all.
+    Idle,
+    /// So many pages a second of running time.
+    PerSecond(u64),
+    /// So many pages after each resume, as fast as they can; then nothing until the next one.
+    PerResume(u64),
+    /// As fast as they can.
+    Unlimited,
+}
+
+/// Chooses pages for one writer, which alone writes `first..first + pages`.
+#[derive(Clone, Debug)]
+pub(super) struct Chooser {
+    pattern: Pattern,
+    first: u64,
+    pages: u64,
+    state: u64,
+}
+
+impl Chooser {
+    pub fn new(pattern: Pattern, first: u64, pages: u64, seed: u64) -> Self {
+        Self { pattern, first, pages, state: mix(seed ^ first) }
+    }
+
+    fn random(&mut self, below: u64) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        ((u128::from(mix(self.state)) * u128::from(below)) >> 64) as u64
+    }
+
+    /// The next page to write.
+    pub fn next(&mut self) -> u64 {
+        let within = match self.pattern {
+            Pattern::Uniform => self.random(self.pages),
+            Pattern::HotSet { pages, percent } => {
+                let hot = self.random(100) < u64::from(percent);
+                let below = if hot { pages.clamp(1, self.pages) } else { self.pages };
+                self.random(below)
+            }
+            Pattern::Sequential => {
+                self.state = self.state.wrapping_add(1);
+                self.state % self.pages
+            }
+        };
+        self.first + within
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pattern_stays_within_the_writers_pages() {
+        let hot = Pattern::HotSet { pages: 4, percent: 90 };
+        for pattern in [Pattern::Uniform, hot, Pattern::Sequential] {
+            let mut chooser = Chooser::new(pattern, 100, 50, 1);
+            let mut hits = [0u32; 50];
+            (0..5000).for_each(|_| hits[(chooser.next() - 100) as usize] += 1);
+            let hot_hits: u32 = hits[..4].iter().sum();
+            match pattern {
+                Pattern::HotSet { .. } => assert!(hot_hits > 4000),
+                _ => assert!(hits.iter().all(|hits| *hits > 20)),
+            }
+        }
+    }
+}

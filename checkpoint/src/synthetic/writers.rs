@@ -1,0 +1,208 @@
+//! The writer threads: they write, report what they wrote, and park when the guest is paused.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use romulus_transport::Memory;
+
+use super::load::{Chooser, Fill, Pace, Pattern};
+use super::page::{digest_of, write_page};
+use crate::PAGE_BYTES;
+use crate::driver::signal::Signal;
+use crate::extent::Extent;
+use crate::ids::PageIndex;
+
+/// Length of a step of paced writing.
+const PACE_STEP: Duration = Duration::from_millis(1);
+/// Longest sleep of a writer; it is woken anyway.
+const SLEEP: Duration = Duration::from_millis(200);
+
+/// What the threads and the guest share.
+#[derive(Debug)]
+pub(super) struct World {
+    pub regions: Vec<Memory>,
+    /// First page of each region, and the number of all pages at the end.
+    pub borders: Vec<u64>,
+    pub fill: Fill,
+    /// Dirty pages, a bit each.
+    dirty: Vec<AtomicU64>,
+    /// The version of each page.
+    versions: Vec<AtomicU64>,
+    pub writes: AtomicU64,
+    pub digest: AtomicU64,
+    pub paused: AtomicBool,
+    /// Counts resumes; the first is 0, before any.
+    pub resumes: AtomicU64,
+    /// Pages to write beyond the pace.
+    pub burst: AtomicU64,
+    pub stop: AtomicBool,
+    parked: AtomicUsize,
+    /// Something for the writers changed.
+    pub wake_writers: Signal,
+    /// A writer has parked.
+    pub has_parked: Signal,
+}
+
+impl World {
+    pub fn new(regions: Vec<Memory>, fill: Fill) -> Self {
+        let mut borders = vec![0];
+        for region in &regions {
+            borders.push(borders[borders.len() - 1] + region.len_bytes() as u64 / PAGE_BYTES);
+        }
+        let pages = borders[borders.len() - 1];
+        Self {
+            regions,
+            borders,
+            fill,
+            dirty: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            versions: (0..pages).map(|_| AtomicU64::new(0)).collect(),
+            writes: AtomicU64::new(0),
+            digest: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+            resumes: AtomicU64::new(0),
+            burst: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            parked: AtomicUsize::new(0),
+            wake_writers: Signal::new(Duration::ZERO),
+            has_parked: Signal::new(Duration::ZERO),
+        }
+    }
+
+    pub fn pages(&self) -> u64 {
+        self.versions.len() as u64
+    }
+
+    /// Writes the next version of a page. Only one thread writes a page at a time.
+    pub fn write(&self, page: u64) {
+        let region = self.borders.partition_point(|first| *first <= page) - 1;
+        let offset = (page - self.borders[region]) * PAGE_BYTES;
+        let old = self.versions[page as usize].load(Ordering::Relaxed);
+        write_page(&self.regions[region], offset as usize, page, old + 1, self.fill);
+        self.versions[page as usize].store(old + 1, Ordering::Relaxed);
+        let change = digest_of(page, old + 1).wrapping_sub(digest_of(page, old));
+        self.digest.fetch_add(change, Ordering::Relaxed);
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        // After the write: a page that is collected and read in between comes again.
+        self.dirty[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Release);
+    }
+
+    /// Appends the dirty pages and forgets them.
+    pub fn collect(&self, into: &mut Vec<Extent>) {
+        for (index, word) in self.dirty.iter().enumerate() {
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = word.swap(0, Ordering::Acquire);
+            while bits != 0 {
+                let first = bits.trailing_zeros();
+                let pages = (bits >> first).trailing_ones();
+                push(into, index as u64 * 64 + u64::from(first), u64::from(pages));
+                bits &= !((u64::MAX >> (64 - pages)) << first);
+            }
+        }
+    }
+
+    /// Waits until `writers` writers are parked.
+    pub fn wait_parked(&self, writers: usize) {
+        loop {
+            let seen = self.has_parked.seen();
+            if self.parked.load(Ordering::Acquire) == writers {
+                return;
+            }
+            self.has_parked.wait(seen, SLEEP);
+        }
+    }
+
+    fn park(&self) {
+        self.parked.fetch_add(1, Ordering::AcqRel);
+        self.has_parked.notify();
+        loop {
+            let seen = self.wake_writers.seen();
+            if !self.paused.load(Ordering::Acquire) || self.stop.load(Ordering::Acquire) {
+                break;
+            }
+            self.wake_writers.wait(seen, SLEEP);
+        }
+        self.parked.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn take_burst(&self) -> bool {
+        self.burst.load(Ordering::Acquire) > 0
+            && self
+                .burst
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1))
+                .is_ok()
+    }
+
+    /// A writer that shares `pages` with nobody.
+    pub fn run_writer(&self, first: u64, pages: u64, pattern: Pattern, pace: Pace, seed: u64) {
+        let mut chooser = Chooser::new(pattern, first, pages, seed);
+        let mut last_resume = u64::MAX;
+        let mut budget = 0;
+        let mut step_began = Instant::now();
+        while !self.stop.load(Ordering::Acquire) {
+            let seen = self.wake_writers.seen();
+            if self.paused.load(Ordering::Acquire) {
+                self.park();
+                step_began = Instant::now();
+                continue;
+            }
+            match pace {
+                Pace::Unlimited => budget = 1,
+                Pace::PerResume(count) => {
+                    let resume = self.resumes.load(Ordering::Acquire);
+                    if resume != last_resume {
+                        last_resume = resume;
+                        budget = count;
+                    }
+                }
+                Pace::PerSecond(rate) => {
+                    let elapsed = step_began.elapsed();
+                    if elapsed >= PACE_STEP {
+                        // What a slow machine did not manage in a step is not made up for.
+                        budget = (rate as f64 * elapsed.as_secs_f64()) as u64;
+                        step_began = Instant::now();
+                    }
+                }
+                Pace::Idle => {}
+            }
+            if pages > 0 && (budget > 0 || self.take_burst()) {
+                budget -= u64::from(budget > 0);
+                self.write(chooser.next());
+            } else {
+                let sleep = if matches!(pace, Pace::PerSecond(_)) { PACE_STEP } else { SLEEP };
+                self.wake_writers.wait(seen, sleep);
+            }
+        }
+    }
+}
+
+fn push(into: &mut Vec<Extent>, first: u64, pages: u64) {
+    match into.last_mut() {
+        Some(last) if last.first.0 + last.pages == first => last.pages += pages,
+        _ => into.push(Extent { first: PageIndex(first), pages }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dirty_pages_are_collected_once_as_extents() {
+        let world = World::new(vec![Memory::anonymous(70 * 4096), Memory::anonymous(80 * 4096)], Fill::Touch);
+        for page in [0, 1, 63, 64, 65, 100, 69, 70, 149] {
+            world.write(page);
+        }
+        let mut found = Vec::new();
+        world.collect(&mut found);
+        let found: Vec<_> = found.iter().map(|extent| (extent.first.0, extent.pages)).collect();
+        assert_eq!(found, [(0, 2), (63, 3), (69, 2), (100, 1), (149, 1)]);
+        let mut again = Vec::new();
+        world.collect(&mut again);
+        assert_eq!(again, []);
+        (0..64).for_each(|page| world.write(page));
+        world.collect(&mut again);
+        assert_eq!(again, [Extent { first: PageIndex(0), pages: 64 }]);
+    }
+}

@@ -1,0 +1,204 @@
+//! Connections that break, backups that die, steps that fail.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use romulus_checkpoint::metrics::Counter;
+use romulus_checkpoint::synthetic::{Pace, SyntheticOptions, SyntheticStandby};
+use romulus_checkpoint::wire::message::MachineIdentity;
+
+use super::harness::{BackupHost, Lab, PrimaryHost, until};
+use super::takeover::busy_guest;
+
+fn take_over(lab: &Lab, primary: &PrimaryHost, backup: &BackupHost) {
+    lab.kill_primary_host();
+    lab.take_over(primary, backup);
+}
+
+#[test]
+fn i7_after_a_broken_connection_it_goes_on_with_a_delta() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(5);
+    for operations in [0, 1, 2, 3, 5, 8, 13, 34] {
+        lab.primary_switch.plan(operations, false);
+        until("the connection was cut", || lab.primary_switch.plan_is_over());
+        primary.until_protected(4);
+    }
+    let metrics = primary.handle.status().metrics;
+    assert!(metrics.counter(Counter::DeltaSyncs) >= 8, "{:?}", metrics.counters);
+    assert_eq!(metrics.counter(Counter::FullSyncs), 1);
+    assert_eq!(backup.standby.prepared(), 1);
+    take_over(&lab, &primary, &backup);
+}
+
+#[test]
+fn i7_a_synchronization_that_breaks_off_anywhere_begins_anew_and_is_exact() {
+    for operations in [0, 1, 2, 3, 4, 6, 9, 14] {
+        let lab = Lab::new(busy_guest());
+        lab.primary_switch.plan(operations, false);
+        let backup = lab.start_backup();
+        let primary = lab.start_primary(backup.handle.local_address());
+        until("the connection was cut", || lab.primary_switch.plan_is_over());
+        primary.until_protected(3);
+        take_over(&lab, &primary, &backup);
+    }
+}
+
+#[test]
+fn an_epoch_larger_than_all_spares_is_synchronized_anew() {
+    let lab = Lab {
+        tune_primary: |options| {
+            options.spares = 256;
+            options.machine.low_water_spares = 128;
+        },
+        ..Lab::new(SyntheticOptions { regions: vec![900], pace: Pace::PerResume(60), ..busy_guest() })
+    };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    let before = primary.handle.status().overflows;
+    while primary.handle.status().overflows == before {
+        // More pages within one epoch than there are spares, whenever the pause comes.
+        primary.guest.burst(2000);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    primary.until_protected(5);
+    assert!(primary.handle.status().metrics.counter(Counter::FullSyncs) >= 2);
+    take_over(&lab, &primary, &backup);
+}
+
+#[test]
+fn i9_a_primary_that_loses_its_backup_goes_on_alone_and_pairs_with_the_next() {
+    let lab = Lab {
+        tune_primary: |options| options.machine.suspect_after = Duration::from_millis(200),
+        ..Lab::new(busy_guest())
+    };
+    let backup = lab.start_backup();
+    let address = backup.handle.local_address();
+    let primary = lab.start_primary(address);
+    primary.until_protected(3);
+    lab.kill_backup_host();
+    until("the primary is alone", || primary.handle.status().state == "solo");
+    until("output is free", || !lab.gate.holding.load(Ordering::SeqCst));
+    assert!(!primary.guest.is_paused());
+    // The dead backup's process ends; another one comes up at the same address.
+    backup.stop();
+    assert!(backup.standby.verdict().is_none());
+    lab.backup_arbiter.unreachable.store(false, Ordering::SeqCst);
+    let lab = Lab { backup_switch: super::cut::Switch::new(), ..lab };
+    let revived = lab.start_backup_at(address);
+    primary.until_protected(3);
+    primary.stop();
+    revived.stop();
+}
+
+#[test]
+fn strangers_garbage_and_other_guests_do_not_disturb_a_session() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let address = backup.handle.local_address();
+    let primary = lab.start_primary(address);
+    primary.until_protected(3);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 5000], &[0xff; 64]] {
+        let mut stranger = std::net::TcpStream::connect(address).expect("it listens");
+        // It may have been turned away already.
+        let _ = stranger.write_all(garbage);
+    }
+    let _half_open = std::net::TcpStream::connect(address).expect("it listens");
+    let other = Lab::new(SyntheticOptions { name: "other".into(), ..busy_guest() });
+    let turned_away = other.start_primary(address);
+    until("the other guest is turned away", || {
+        turned_away.handle.status().reports.iter().any(|line| line.contains("serves guest"))
+    });
+    assert_eq!(turned_away.handle.status().state, "solo");
+    turned_away.stop();
+    assert_eq!(primary.handle.status().connections, 1);
+    primary.until_protected(3);
+    take_over(&lab, &primary, &backup);
+}
+
+#[test]
+fn machines_that_differ_are_refused_with_the_difference() {
+    let lab = Lab::new(busy_guest());
+    let mut machine: MachineIdentity = lab.guest_options.machine();
+    machine.configuration[1] = "regions 7".into();
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let backup = lab.start_backup_with(listen, SyntheticStandby::with_machine(machine));
+    let primary = lab.start_primary(backup.handle.local_address());
+    until("the difference is told", || {
+        primary.handle.status().reports.iter().any(|line| {
+            line.contains("only the guest has `regions 2`")
+                && line.contains("only the standby has `regions 7`")
+        })
+    });
+    assert_eq!(primary.guest.pauses(), 0);
+    primary.stop();
+    backup.stop();
+}
+
+#[test]
+fn a_backup_with_too_little_memory_says_so() {
+    let lab =
+        Lab { tune_backup: |options| options.machine.max_arena_bytes = 1 << 20, ..Lab::new(busy_guest()) };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    until("the refusal is told", || {
+        primary.handle.status().reports.iter().any(|line| line.contains("NoRoom"))
+    });
+    primary.stop();
+    backup.stop();
+}
+
+#[test]
+fn i8_a_step_that_fails_leaves_the_guest_running_and_loses_no_page() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    primary.guest.fail_state_saving(7);
+    until("the failures were counted", || {
+        primary.handle.status().metrics.counter(Counter::CaptureFailures) >= 7
+    });
+    primary.until_protected(3);
+    take_over(&lab, &primary, &backup);
+}
+
+#[test]
+fn a_standby_that_dies_is_prepared_anew() {
+    let lab = Lab {
+        tune_backup: |options| options.check_standby_every = Duration::from_millis(20),
+        ..Lab::new(busy_guest())
+    };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    backup.standby.kill();
+    until("another standby is prepared", || backup.standby.prepared() >= 2);
+    primary.until_protected(3);
+    take_over(&lab, &primary, &backup);
+}
+
+#[test]
+fn held_output_beyond_the_bound_ends_the_epoch_early() {
+    let lab = Lab {
+        tune_primary: |options| {
+            options.machine.interval = Duration::from_secs(20);
+            options.poll_every = Duration::from_millis(1);
+        },
+        ..Lab::new(busy_guest())
+    };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    until("it is protected", || primary.handle.status().state == "protected");
+    let before = primary.handle.status().epochs_committed;
+    lab.gate.held_bytes.store(2 << 20, Ordering::SeqCst);
+    until("an epoch has ended", || primary.handle.status().epochs_committed > before);
+    assert!(primary.handle.status().metrics.counter(Counter::EarlyEpochs) > 0);
+    lab.gate.held_bytes.store(0, Ordering::SeqCst);
+    primary.stop();
+    backup.stop();
+}

@@ -1,0 +1,105 @@
+//! The primary's host dies: the backup has exactly the guest of the last committed pause.
+
+use std::sync::atomic::Ordering;
+
+use romulus_checkpoint::driver::primary::{CaptureMode, PrimaryOutcome};
+use romulus_checkpoint::synthetic::{Fill, Pace, Pattern, SyntheticOptions};
+
+use super::harness::{Lab, until};
+
+pub fn busy_guest() -> SyntheticOptions {
+    SyntheticOptions {
+        regions: vec![900, 300],
+        filled_pages: 800,
+        writers: 2,
+        pattern: Pattern::Uniform,
+        fill: Fill::Whole,
+        pace: Pace::PerResume(120),
+        saving_writes: true,
+        ..SyntheticOptions::default()
+    }
+}
+
+fn protect_kill_and_check(lab: &Lab, operations: &[i64]) {
+    for operations in operations {
+        let lab = Lab {
+            tune_primary: lab.tune_primary,
+            tune_backup: lab.tune_backup,
+            ..Lab::new(lab.guest_options.clone())
+        };
+        let backup = lab.start_backup();
+        let primary = lab.start_primary(backup.handle.local_address());
+        primary.until_protected(5);
+        lab.primary_switch.plan(*operations, true);
+        until("the host is dead", || lab.primary_switch.is_dead());
+        lab.kill_primary_host();
+        lab.take_over(&primary, &backup);
+    }
+}
+
+#[test]
+fn i2_the_image_is_the_guest_of_the_last_committed_pause_wherever_the_host_dies() {
+    protect_kill_and_check(&Lab::new(busy_guest()), &[0, 1, 2, 3, 4, 5, 17, 40, 101]);
+}
+
+#[test]
+fn i2_with_direct_capture() {
+    let lab = Lab {
+        tune_primary: |options| options.capture = CaptureMode::Direct,
+        ..Lab::new(SyntheticOptions { fill: Fill::Touch, ..busy_guest() })
+    };
+    protect_kill_and_check(&lab, &[1, 2, 33]);
+}
+
+#[test]
+fn i2_with_copy_workers_depth_4_and_memory_that_cannot_be_registered() {
+    let lab = Lab {
+        tune_primary: |options| {
+            options.copy_workers = 2;
+            options.copy_workers_from_pages = 16;
+            options.machine.depth = 4;
+            options.staging_bytes = 4 << 20;
+        },
+        ..Lab::new(SyntheticOptions { registrable: false, ..busy_guest() })
+    };
+    protect_kill_and_check(&lab, &[0, 3, 50]);
+}
+
+#[test]
+fn i2_with_epochs_larger_than_staging() {
+    let options = SyntheticOptions { pace: Pace::PerResume(1600), regions: vec![3000], ..busy_guest() };
+    let lab = Lab {
+        tune_primary: |options| {
+            options.staging_bytes = 4 << 20;
+            options.spares = 4096;
+        },
+        ..Lab::new(options)
+    };
+    protect_kill_and_check(&lab, &[2, 9]);
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    until("an epoch was sent in pieces", || primary.handle.status().pieced_epochs > 0);
+    primary.stop();
+    backup.stop();
+}
+
+#[test]
+fn a_silent_primary_is_suspected_and_taken_over() {
+    let lab = Lab {
+        tune_backup: |options| {
+            options.machine.suspect_after = std::time::Duration::from_millis(400);
+        },
+        tune_primary: |options| options.machine.suspect_after = std::time::Duration::from_millis(300),
+        ..Lab::new(busy_guest())
+    };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(5);
+    lab.kill_primary_host();
+    backup.assert_exact_takeover();
+    let takeover = backup.handle.status().takeover.expect("it took over");
+    assert!(takeover.detection_ms >= 390.0, "{takeover:?}");
+    assert!(takeover.total_ms >= takeover.detection_ms, "{takeover:?}");
+    lab.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
+    assert_eq!(primary.wait(), PrimaryOutcome::TakenOver);
+}
