@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use romulus_checkpoint::arbiter::Ownership;
 use romulus_checkpoint::backup::{
     Actions, Admission, Backup, BackupAction, BackupConfig, BackupState, Refusal,
 };
@@ -92,7 +93,7 @@ impl BackupProcess {
             suspect_after: env.scenario.backup_suspects,
             takeover_automatic: env.scenario.takeover_automatic,
             max_arena_bytes: 1 << 30,
-            shared_arbiter: true,
+            shared_arbiter: env.scenario.shared_arbiter,
             nonce_seed: env.rng.next(),
         };
         Some(Self {
@@ -270,7 +271,8 @@ impl BackupProcess {
         let Some(guest) = &mut self.guest else { return Ok(Progress::None) };
         match &mut guest.step {
             Welcoming::Record(None) => {
-                guest.step = Welcoming::Record(Some(env.arbiter.ask(Kind::Read, env.now, &mut env.rng)));
+                guest.step =
+                    Welcoming::Record(Some(env.arbiter.ask(Host::Backup, Kind::Read, env.now, &mut env.rng)));
                 Ok(Progress::Some)
             }
             Welcoming::Record(Some(request)) => {
@@ -305,9 +307,13 @@ impl BackupProcess {
         let (identity, welcome) =
             self.machine.welcome(&guest.hello, fabric_answer, env.now, &mut self.actions);
         env.trace(|| format!("backup: {welcome:?}"));
-        self.fenced = None;
         self.called(env)?;
         let sent = guest.channel.send(&encoded(&identity, &welcome));
+        if !matches!(welcome, Message::Welcome(_)) {
+            // Things have changed since the Hello: the peer gets no answer of the fabric's.
+            return Ok(Progress::Some);
+        }
+        self.fenced = None;
         match sent.and_then(|()| guest.channel.establish(None, Duration::ZERO)) {
             Ok(endpoint) => {
                 self.link = Some(Link { endpoint, number: identity.connection, fences: Vec::new() });
@@ -353,11 +359,12 @@ impl BackupProcess {
             BackupAction::CloseConnection(why) => self.disconnect(&why, env)?,
             BackupAction::Fence => unreachable!("handled above"),
             BackupAction::Swap { expected, new } => {
-                let request = env.arbiter.ask(Kind::Swap { expected, new }, env.now, &mut env.rng);
+                let request =
+                    env.arbiter.ask(Host::Backup, Kind::Swap { expected, new }, env.now, &mut env.rng);
                 self.asked.push_back(request);
             }
             BackupAction::ReadRecord => {
-                self.asked.push_back(env.arbiter.ask(Kind::Read, env.now, &mut env.rng));
+                self.asked.push_back(env.arbiter.ask(Host::Backup, Kind::Read, env.now, &mut env.rng));
             }
             BackupAction::Trial { epoch } => {
                 self.check_state(epoch, "tried", env);
@@ -506,7 +513,8 @@ impl BackupProcess {
         }
         env.trace(|| format!("backup: the guest runs from epoch {epoch}"));
         self.check_state(epoch, "activated", env);
-        let granted = super::arbiter::grants(env.arbiter.record.as_ref(), Host::Backup);
+        let record = env.arbiter.record(Host::Backup).map(|record| &record.ownership);
+        let granted = matches!(record, Some(Ownership::Owned { .. }));
         env.oracle.activated(granted);
         if let (Some(image), Some(committed)) = (&self.image, &env.oracle.committed) {
             if committed.epoch != epoch {
@@ -570,8 +578,8 @@ impl BackupProcess {
         }
     }
 
-    pub fn request_takeover(&mut self, env: &mut Env) -> Result<(), String> {
-        let result = self.machine.request_takeover(false, env.now, &mut self.actions);
+    pub fn request_takeover(&mut self, force: bool, env: &mut Env) -> Result<(), String> {
+        let result = self.machine.request_takeover(force, env.now, &mut self.actions);
         self.queue.extend(self.actions.drain(..));
         result
     }

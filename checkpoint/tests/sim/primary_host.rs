@@ -122,7 +122,7 @@ impl PrimaryHost {
             return Progress::None;
         }
         let at_once = Patience { attempts: 1, pause: Duration::ZERO };
-        let arbiter = env.arbiter.at_once(&mut env.rng, &mut env.oracle);
+        let arbiter = env.arbiter.at_once(env.now, &mut env.rng, &mut env.oracle);
         let claimed = claim_after_loss(&arbiter, GUEST, PRIMARY, at_once);
         drop(arbiter);
         env.trace(|| format!("guard: {claimed:?}"));
@@ -164,7 +164,7 @@ impl PrimaryHost {
             return Progress::Some;
         }
         let at_once = Patience { attempts: 1, pause: Duration::ZERO };
-        let arbiter = env.arbiter.at_once(&mut env.rng, &mut env.oracle);
+        let arbiter = env.arbiter.at_once(env.now, &mut env.rng, &mut env.oracle);
         let claimed = claim_first(&arbiter, GUEST, PRIMARY, at_once);
         drop(arbiter);
         match claimed {
