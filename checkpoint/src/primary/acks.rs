@@ -55,7 +55,9 @@ impl Primary {
             Message::ByeAck { reason } => self.take_bye_ack(reason, now, actions),
             Message::Error { code, text } => {
                 self.refused(now);
-                Err(PeerFault(format!("the backup gives up: {text} ({code:?})")))
+                let fault = PeerFault(format!("the backup gives up: {text} ({code:?})"));
+                actions.push(PrimaryAction::Report(PrimaryReport::Refused { code, text }));
+                Err(fault)
             }
             other => Err(PeerFault(format!("a backup does not send {}", name(&other)))),
         }
