@@ -135,7 +135,7 @@ impl PrimaryProcess {
     }
 
     fn step_timer(&mut self, env: &mut Env) -> Step {
-        if !self.machine.next_tick().is_some_and(|at| at <= env.now) {
+        if self.machine.next_tick().is_none_or(|at| at > env.now) {
             return Ok(Progress::None);
         }
         self.machine.handle_tick(env.now, &mut self.actions);

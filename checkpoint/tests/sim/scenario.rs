@@ -94,7 +94,7 @@ pub enum Deed {
 }
 
 /// How often faults happen, per million steps of the run (unless the name says otherwise).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     pub cut: u64,
     pub silence: u64,

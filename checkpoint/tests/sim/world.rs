@@ -18,7 +18,7 @@ use super::guest::Run;
 use super::oracle::Stats;
 use super::primary_host::PrimaryHost;
 use super::primary_process::Exit;
-use super::scenario::{Deed, Host, Plan};
+use super::scenario::{Deed, Faults, Host, Plan};
 
 /// Steps after the faults within which everything must be well.
 const PATIENCE_STEPS: u64 = 60_000;
@@ -98,7 +98,7 @@ impl World {
             }
             self.step();
             self.check_guests();
-            if step > fault_steps && step % 64 == 0 {
+            if step > fault_steps && step.is_multiple_of(64) {
                 ending = self.well();
                 if ending.is_none() && step > fault_steps + PATIENCE_STEPS {
                     let text = self.describe();
@@ -186,7 +186,7 @@ impl World {
         self.network_faults(&faults);
     }
 
-    fn network_faults(&mut self, faults: &super::scenario::Faults) {
+    fn network_faults(&mut self, faults: &Faults) {
         let env = &mut self.env;
         let connections = env.network.connections();
         let Some(last) = connections.last().copied() else { return };
@@ -331,6 +331,7 @@ impl World {
         let guest = self.primary.guest.run;
         let here = matches!(guest, Run::Running | Run::Paused);
         if self.backup.survivor {
+            self.check_handover();
             // Where nobody arbitrates a primary cannot learn that it has lost: it holds its output.
             let silent = !self.env.scenario.shared_arbiter && self.primary.gate.mode == Mode::Holding;
             if silent {
@@ -349,6 +350,17 @@ impl World {
         let excused =
             guest == Run::Ended || self.backup.failed_takeover || !self.backup.alive || !self.was_protected();
         (quiet && excused).then_some(if guest == Run::Ended { "ended" } else { "lost" })
+    }
+
+    /// A planned failover without faults loses nothing.
+    fn check_handover(&mut self) {
+        let smooth =
+            self.env.scenario.deed == Deed::Failover && self.env.scenario.faults == Faults::default();
+        let (sent, known) = (self.primary.guest.sent, self.env.oracle.survivor_sent);
+        if smooth && known != Some(sent) {
+            let text = format!("the guest had sent {sent} packets when it was moved, the survivor {known:?}");
+            self.env.oracle.violate("handover", text);
+        }
     }
 
     /// Whether the record names the image that the backup holds.
@@ -378,6 +390,7 @@ impl World {
             return over.then_some(if stopped { "stopped" } else { "alone without protection" });
         };
         let backup = self.backup.process.as_ref().map(|process| process.machine.state());
+        let waits = !self.env.scenario.solo_automatic;
         match process.machine.state() {
             PrimaryState::Protected if backup == Some(BackupState::Protected) => {
                 let commits = stats.commits >= self.commits_at_heal + EPOCHS_AFTER;
@@ -385,10 +398,7 @@ impl World {
             }
             _ if !self.backup.will_serve() && self.primary.speaks() && released => Some("alone"),
             // Its image is gone, and nobody but the operator may say that the guest goes on alone.
-            PrimaryState::Protected
-                if !self.env.scenario.solo_automatic
-                    && !(self.was_protected() && self.backup.will_serve()) =>
-            {
+            PrimaryState::Protected if waits && !(self.was_protected() && self.backup.will_serve()) => {
                 Some("waiting for an operator")
             }
             _ => None,
