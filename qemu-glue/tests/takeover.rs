@@ -6,6 +6,7 @@ mod support;
 use romulus_checkpoint::Extent;
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::standby::Standby;
+use romulus_qemu::discover::refusal::Allowances;
 use romulus_qemu::qmp::Client;
 use romulus_qemu::{GuestOptions, QemuGuest, QemuStandby, SaveBy, StandbyOptions};
 use romulus_transport::Memory;
@@ -29,19 +30,21 @@ fn checkpoint(guest: &mut QemuGuest, shadow: &Shadow, state: &Memory, last: bool
     bytes
 }
 
-fn standby(shadow: &Shadow) -> QemuStandby {
-    let command = machine(GUEST_MIB, "{image}", "file:{run}/../serial", true);
+fn standby(shadow: &Shadow, more: &[&str]) -> QemuStandby {
+    let mut command = machine(GUEST_MIB, "{image}", "file:{run}/../serial", true);
+    command.extend(more.iter().map(|word| (*word).to_owned()));
     QemuStandby::new(StandbyOptions::new(command, shadow.place.path("run")))
 }
 
-fn takes_over(save_by: SaveBy) {
-    let mut vm = Vm::start(true, &[]);
+fn takes_over(save_by: SaveBy, more: &[&str]) {
+    let mut vm = Vm::start(true, more);
     eventually("the guest works", || workload(&vm.serial).filter(|(counter, _)| *counter > 3));
     let mut options = GuestOptions::new(&vm.qmp);
     options.save_by = save_by;
+    options.allowances = Allowances { unreplicated_disk: true, network: true };
     let mut guest = QemuGuest::attach(options).expect("attach");
     let shadow = Shadow::of(guest.layout());
-    let mut standby = standby(&shadow);
+    let mut standby = standby(&shadow, more);
     let machine = standby.prepare(guest.layout(), &shadow.regions).expect("prepare");
     let theirs = &guest.machine().configuration;
     let differs: Vec<_> = machine.configuration.iter().filter(|line| !theirs.contains(line)).collect();
@@ -73,6 +76,7 @@ fn takes_over(save_by: SaveBy) {
 
     // The firmware came along: a machine reset boots the guest anew.
     let active = standby.active().expect("an active guest").clone();
+    println!("load {:?}, cont {:?}", active.load, active.resume);
     let mut client = Client::connect(&active.qmp, LONG).expect("QMP of the new guest");
     client.execute("system_reset", json!({})).expect("reset");
     eventually("the guest boots anew", || (boots(&serial) > 0).then_some(()));
@@ -81,10 +85,30 @@ fn takes_over(save_by: SaveBy) {
 
 #[test]
 fn by_devices_alone() {
-    takes_over(SaveBy::Auto);
+    takes_over(SaveBy::Auto, &[]);
 }
 
 #[test]
 fn by_migration() {
-    takes_over(SaveBy::Migration);
+    takes_over(SaveBy::Migration, &[]);
+}
+
+#[test]
+fn with_disk_network_and_two_vcpus() {
+    let devices = "-smp 2 -device virtio-rng-pci,id=rng0 -drive driver=null-co,if=none,id=d0,size=1M -device \
+                   virtio-blk-pci,drive=d0,id=disk0 -netdev user,id=u0,restrict=on -device \
+                   virtio-net-pci,netdev=u0,id=nic0 -netdev hubport,id=h0,hubid=0 -device e1000,netdev=h0,id=nic1 \
+                   -device virtio-serial-pci -chardev null,id=c0 -device virtserialport,chardev=c0";
+    let words: Vec<&str> = devices.split_whitespace().collect();
+    takes_over(SaveBy::Auto, &words);
+}
+
+#[test]
+fn on_machine_pc() {
+    takes_over(SaveBy::Auto, &["-machine", "pc"]);
+}
+
+#[test]
+fn on_machine_microvm() {
+    takes_over(SaveBy::Auto, &["-machine", "microvm,acpi=off"]);
 }

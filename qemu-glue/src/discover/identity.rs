@@ -43,6 +43,7 @@ const DEVICE_HOST_SIDE: &[&str] = &[
     "realized",
     "romfile",
     "share-rw",
+    "smb_io_base",
     "vhost",
     "vhostfd",
     "x-smi-negotiated-features",

@@ -1,30 +1,43 @@
 //! The `homing` threads: copy committed pages from spare frames home.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::shared::Shared;
 use crate::metrics::{Counter, Phase};
 
 /// Longest sleep without a look.
 const LOOK: Duration = Duration::from_millis(500);
+/// Copies taken at a time: enough to make the locks cheap, few enough that a fence, which waits
+/// for them, is not held up.
+const BATCH: usize = 32;
 
 /// Works until the driver is over.
 pub(super) fn run(shared: &Shared) {
+    let mut batch = Vec::with_capacity(BATCH);
     while !shared.is_over() {
         let seen = shared.wake_homing.seen();
-        let mut next = shared.call(|backup, _, _| backup.next_homing());
-        while let Some(copy) = next {
-            let began = std::time::Instant::now();
-            if let Some(lent) = shared.lent() {
-                lent.copy_home(&copy);
+        loop {
+            let began = Instant::now();
+            shared.call(|backup, _, _| {
+                batch.extend(std::iter::from_fn(|| backup.next_homing()).take(BATCH));
+            });
+            if batch.is_empty() {
+                break;
             }
-            shared.call(|backup, now, actions| backup.homing_finished(&copy, now, actions));
-            shared.metrics.record(Phase::Homing, began.elapsed());
-            shared.metrics.count(Counter::Homings, 1);
+            if let Some(lent) = shared.lent() {
+                batch.iter().for_each(|copy| {
+                    lent.copy_home(copy);
+                });
+            }
+            let copies = batch.len();
+            shared.call(|backup, now, actions| {
+                batch.drain(..).for_each(|copy| backup.homing_finished(&copy, now, actions));
+            });
+            shared.metrics.record(Phase::Homing, began.elapsed() / copies as u32);
+            shared.metrics.count(Counter::Homings, copies as u64);
             shared.homing_done.notify();
-            // Before the next copy is taken: a fence that holds up all actions waits for copies.
+            // Before the next copies are taken: a fence that holds up all actions waits for copies.
             shared.perform();
-            next = shared.call(|backup, _, _| backup.next_homing());
         }
         shared.wake_homing.wait(seen, LOOK);
     }

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
-use super::status::{PhaseStatus, PrimaryOutcome, PrimaryStatus, state_name};
+use super::status::{PhaseStatus, PrimaryOutcome, PrimaryStatus, SyncProgress, state_name};
 use crate::driver::signal::lock;
 use crate::metrics::{Counter, Phase, Quantity};
 
@@ -41,6 +41,7 @@ impl PrimaryHandle {
             state_reason: view.journal.state_reason.clone(),
             peer: shared.options.peer.to_string(),
             connected: link.is_some(),
+            refusal: view.refusal.clone(),
             epoch: epoch.0,
             lag_epochs,
             lag_us: view.acked_pause.map_or(0, |pause| now.since(pause).as_micros() as u64),
@@ -66,6 +67,11 @@ impl PrimaryHandle {
             reports: view.journal.lines(),
             metrics,
         }
+    }
+
+    /// The progress of the synchronization; cheaper than a whole snapshot.
+    pub fn sync_progress(&self) -> SyncProgress {
+        self.shared.sync_progress()
     }
 
     /// Asks for a planned failover: a last epoch, then the backup goes on. Refused with the reason

@@ -1,0 +1,144 @@
+//! The path of an epoch allocates nothing in steady state: not on the primary, not on the backup,
+//! not in the fabric. Everything runs in this process under an allocator that counts.
+
+#![allow(missing_docs)] // a test
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use romulus_checkpoint::arbiter::Arbiter;
+use romulus_checkpoint::arbiter::file::FileArbiter;
+use romulus_checkpoint::driver::backup::{BackupDriver, BackupOptions, BackupParts, InProcessArenas};
+use romulus_checkpoint::driver::primary::{PrimaryDriver, PrimaryOptions, PrimaryOutcome, PrimaryParts};
+use romulus_checkpoint::metrics::Counter;
+use romulus_checkpoint::synthetic::{
+    Fill, Pace, Pattern, SyntheticGuest, SyntheticOptions, SyntheticStandby,
+};
+use romulus_transport::Fabric;
+use romulus_transport::tcp::{TcpConfig, TcpFabric};
+
+/// Epochs before counting begins: every reused buffer has met its largest use.
+const WARM_UP: u64 = 300;
+/// Epochs counted.
+const COUNTED: u64 = 200;
+/// Allocations whose thread is remembered.
+const KEPT: usize = 64;
+
+struct Counting;
+
+static COUNTING: AtomicBool = AtomicBool::new(false);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static THREADS: [AtomicUsize; KEPT] = [const { AtomicUsize::new(0) }; KEPT];
+
+fn count() {
+    if COUNTING.load(Ordering::Relaxed) {
+        let index = ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        if let Some(thread) = THREADS.get(index) {
+            thread.store(rustix::thread::gettid().as_raw_nonzero().get() as usize, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: everything is the system allocator's; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The names of the threads that allocated.
+fn names_of_offenders() -> Vec<String> {
+    let found = ALLOCATIONS.load(Ordering::Relaxed).min(KEPT);
+    let name = |thread: &AtomicUsize| {
+        let path = format!("/proc/self/task/{}/comm", thread.load(Ordering::Relaxed));
+        std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+    };
+    THREADS[..found].iter().map(name).collect()
+}
+
+#[test]
+fn two_hundred_epochs_allocate_nothing() {
+    let options = SyntheticOptions {
+        regions: vec![3000, 1000],
+        filled_pages: 4000,
+        writers: 2,
+        pattern: Pattern::Uniform,
+        fill: Fill::Touch,
+        pace: Pace::PerResume(700),
+        saving_writes: true,
+        ..SyntheticOptions::default()
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let arbiter: Arc<dyn Arbiter> = Arc::new(FileArbiter::open(directory.path()).expect("an arbiter"));
+    let fabric: Arc<dyn Fabric> = Arc::new(TcpFabric::new(TcpConfig::default()));
+    let mut backup_options = BackupOptions::new("beta", SocketAddr::from(([127, 0, 0, 1], 0)), 1 << 30);
+    backup_options.machine.suspect_after = Duration::from_secs(60);
+    let standby = Box::new(SyntheticStandby::new(&options));
+    let arenas = Box::new(InProcessArenas { limit_bytes: 1 << 30 });
+    let parts = BackupParts::new(Arc::clone(&fabric), standby, arenas, Arc::clone(&arbiter));
+    let backup = BackupDriver::spawn(backup_options, parts).expect("the backup starts");
+
+    let guest = SyntheticGuest::start(options).expect("the guest starts");
+    let control = guest.control();
+    let mut options = PrimaryOptions::new("alpha", backup.local_address(), &guest).expect("random numbers");
+    options.machine.interval = Duration::from_millis(5);
+    options.machine.suspect_after = Duration::from_secs(50);
+    options.copy_workers = 1;
+    options.copy_workers_from_pages = 256;
+    let primary = PrimaryDriver::spawn(options, PrimaryParts::new(Box::new(guest), arbiter, fabric))
+        .expect("it starts");
+
+    COUNTING.store(true, Ordering::SeqCst);
+    drop(std::hint::black_box(vec![0u8; 10]));
+    COUNTING.store(false, Ordering::SeqCst);
+    assert!(ALLOCATIONS.swap(0, Ordering::SeqCst) > 0, "the counter counts");
+
+    let begun = Instant::now();
+    let wait_for_pauses = |pauses: u64| {
+        while control.pauses() < pauses {
+            assert!(begun.elapsed() < Duration::from_secs(120), "{:#?}", primary.status());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wait_for_pauses(WARM_UP);
+    let before = primary.status();
+    COUNTING.store(true, Ordering::SeqCst);
+    wait_for_pauses(control.pauses() + COUNTED);
+    COUNTING.store(false, Ordering::SeqCst);
+    let after = primary.status();
+    let homed = backup.status().pages_homed;
+
+    assert_eq!(before.state, "protected");
+    assert_eq!(after.state, "protected");
+    assert!(after.epochs_committed >= before.epochs_committed + COUNTED / 2, "{after:#?}");
+    assert!(after.metrics.counter(Counter::PagesSent) > before.metrics.counter(Counter::PagesSent));
+    assert!(homed > 0, "homing is part of the path");
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), 0, "allocated by {:?}", names_of_offenders());
+
+    primary.request_stop();
+    assert_eq!(primary.wait(), PrimaryOutcome::Stopped);
+    backup.request_stop();
+    backup.wait();
+}
