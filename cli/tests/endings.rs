@@ -37,10 +37,10 @@ fn goes_on_at_the_backup(stage: &mut Stage) -> Report {
     loop {
         console.poll();
         assert_eq!(console.complaints, Vec::<String>::new());
-        if let (Some(first), Some(last)) = (console.first, console.last) {
-            if last.passes > first.passes + 1 {
-                return first;
-            }
+        if let (Some(first), Some(last)) = (console.first, console.last)
+            && last.passes > first.passes + 1
+        {
+            return first;
         }
         assert!(Instant::now() < deadline, "the guest does not go on: {:?}", console.last);
         std::thread::sleep(Duration::from_millis(20));
