@@ -20,9 +20,10 @@ use romulus_qemu::{QemuStandby, StandbyInfo, StandbyOptions};
 use crate::control::{Answer, ControlSocket, Request, default_path, runtime_dir};
 use crate::exit::{Code, Failure};
 use crate::fabric;
-use crate::protect::resolve;
+use crate::protect::{resolve, state_line};
 use crate::settings::backup::BackupOptions;
 use crate::signals::EndRequest;
+use crate::threads;
 
 /// Suspicion of the primary, when not said otherwise: longer than the primary's and a swap.
 const SUSPECT_AFTER_MS: u64 = 260;
@@ -72,8 +73,8 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
     let arbiter = arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
     let fabric = fabric::open(&options.common, &pinner, Role::Backup)?;
     let mut parts = BackupParts::new(fabric, Box::new(standby), Box::new(HostArenas::new()), arbiter);
-    let callback = pinner.callback();
-    parts.threads = Arc::new(move |thread: &str| callback(thread));
+    let setup = threads::setup(&pinner);
+    parts.threads = Arc::new(move |thread: &str| setup(thread));
     let handle = BackupDriver::spawn(driver, parts)
         .map_err(|e| Failure::failed(format!("listening on {listen}: {e}")))?;
     eprintln!("romulus: standing ready at {}", handle.local_address());
@@ -150,7 +151,7 @@ fn wait(handle: &BackupHandle, end: &EndRequest, info: &StandbyInfo) -> Result<E
         }
         let status = handle.status();
         if status.state != state {
-            eprintln!("romulus: {} ({})", status.state, status.state_reason);
+            eprintln!("romulus: {}", state_line(&status.state, &status.state_reason));
             state.clone_from(&status.state);
         }
         match &outcome {

@@ -68,7 +68,8 @@ impl ControlSocket {
             Failure::failed(format!("control socket {}: {what}: {e}", path.display()))
         };
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
-            std::fs::create_dir_all(dir).map_err(|e| failed("creating its folder", e))?;
+            std::fs::create_dir_all(dir)
+                .map_err(|e| failed("creating its folder (--control names another place)", e))?;
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
                 .map_err(|e| failed("protecting its folder", e))?;
         }

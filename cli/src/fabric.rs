@@ -10,6 +10,7 @@ use romulus_transport::tcp::{TcpConfig, TcpFabric};
 
 use crate::exit::Failure;
 use crate::settings::common::CommonOptions;
+use crate::threads;
 
 /// A recording ends at this length.
 const MAX_RECORDING_BYTES: u64 = 1 << 30;
@@ -18,7 +19,7 @@ const MAX_RECORDING_BYTES: u64 = 1 << 30;
 pub fn open(options: &CommonOptions, pinner: &Pinner, role: Role) -> Result<Arc<dyn Fabric>, Failure> {
     let config = TcpConfig {
         streams: options.streams()?,
-        on_thread_start: Some(pinner.callback()),
+        on_thread_start: Some(threads::setup(pinner)),
         ..TcpConfig::default()
     };
     let fabric = Arc::new(TcpFabric::new(config));

@@ -14,6 +14,7 @@ mod protect;
 mod settings;
 mod signals;
 mod status;
+mod threads;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

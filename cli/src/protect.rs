@@ -14,7 +14,7 @@ use romulus_checkpoint::arbiter::none::AutomaticMoves;
 use romulus_checkpoint::arbiter::spec::ArbiterSpec;
 use romulus_checkpoint::driver::primary::{
     CaptureMode, PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryOutcome, PrimaryParts, PrimaryStatus,
-    Watermark,
+    Refusal, Watermark,
 };
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::wire::record::Role;
@@ -22,12 +22,13 @@ use romulus_host::guard::{GuardHandle, PauseFlag};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::tracking::TrackingOptions;
 use romulus_qemu::{GuestOptions, QemuGuest};
+use romulus_transport::Fabric;
 
 use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
 use crate::settings::protect::ProtectOptions;
 use crate::signals::EndRequest;
-use crate::{fabric, guard};
+use crate::{fabric, guard, threads};
 
 /// Suspicion of the backup, when not said otherwise.
 const SUSPECT_AFTER_MS: u64 = 150;
@@ -55,12 +56,13 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let control_path = options.common.control.clone().unwrap_or_else(|| default_path("protect"));
     let control = ControlSocket::bind(&control_path)?;
 
+    let fabric = fabric::open(&options.common, &plan.pinner, Role::Primary)?;
     let guest = attach(&options, &plan)?;
     let guest_pid = guest.pid();
     let (save_by, track_by) = guest.methods();
     let driver_options = driver_options(&options, &plan, &guest)?;
     let guard = start_guard(&options, &plan, &guest)?;
-    let handle = start_driver(&options, &plan, driver_options, guest, guard.as_ref())?;
+    let handle = start_driver(&plan, driver_options, guest, guard.as_ref(), fabric)?;
 
     let guard_pid = guard.as_ref().map(GuardHandle::pid);
     let (pinner, driver) = (plan.pinner.clone(), handle.clone());
@@ -88,8 +90,8 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
         }
     })?;
 
-    let outcome = wait(&handle, &end);
-    finish(outcome, guard)
+    let (outcome, refusal) = wait(&handle, &end);
+    finish(outcome, refusal, guard)
 }
 
 /// The options, checked before anything is touched.
@@ -98,6 +100,11 @@ struct Plan {
     backup: SocketAddr,
     arbiter: ArbiterSpec,
     host: String,
+    interval: Duration,
+    depth: u64,
+    suspect_after: Duration,
+    solo_automatic: bool,
+    capture: CaptureMode,
     pinner: Pinner,
 }
 
@@ -125,6 +132,11 @@ impl Plan {
             arbiter: ArbiterSpec::from_str(options.common.arbiter())
                 .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?,
             host: options.common.host(""),
+            interval: options.interval()?,
+            depth: options.depth()?,
+            suspect_after: options.common.suspect_after(SUSPECT_AFTER_MS)?,
+            solo_automatic: options.solo_automatic()?,
+            capture: if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged },
             pinner: Pinner::new(pinning),
         })
     }
@@ -167,17 +179,17 @@ fn driver_options(
     let mut driver = PrimaryOptions::new(&plan.host, plan.backup, guest)
         .map_err(|e| Failure::failed(format!("drawing a session id: {e}")))?;
     let machine = &mut driver.machine;
-    machine.interval = options.interval()?;
-    machine.depth = options.depth()?;
+    machine.interval = plan.interval;
+    machine.depth = plan.depth;
     machine.heartbeat_every = options.common.heartbeat_every();
-    machine.suspect_after = options.common.suspect_after(SUSPECT_AFTER_MS)?;
-    machine.solo_automatic = options.solo_automatic()?;
+    machine.suspect_after = plan.suspect_after;
+    machine.solo_automatic = plan.solo_automatic;
     driver.spares = options.spare_pages(guest.layout().pages());
     driver.machine.low_water_spares = driver.spares / 2;
     if let Some(kib) = options.state_kib {
         driver.max_state_bytes = kib << 10;
     }
-    driver.capture = if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged };
+    driver.capture = plan.capture;
     driver.staging_bytes = options.staging_mib.unwrap_or(64).max(1) << 20;
     driver.copy_workers = options.copy_threads.unwrap_or(0);
     driver.spin = options.common.spin();
@@ -200,7 +212,7 @@ fn start_guard(
         guest: guest.name().to_owned(),
         host: plan.host.clone(),
         arbiter: plan.arbiter.to_string(),
-        solo_automatic: options.solo_automatic()?,
+        solo_automatic: plan.solo_automatic,
         guest_pid: u32::try_from(guest.pid()).ok(),
         access: plan.qmp.to_string_lossy().into_owned(),
         gate: None,
@@ -210,18 +222,17 @@ fn start_guard(
 }
 
 fn start_driver(
-    options: &ProtectOptions,
     plan: &Plan,
     driver: PrimaryOptions,
     guest: QemuGuest,
     guard: Option<&GuardHandle>,
+    fabric: Arc<dyn Fabric>,
 ) -> Result<PrimaryHandle, Failure> {
     let moves = AutomaticMoves::Solo;
     let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
-    let fabric = fabric::open(&options.common, &plan.pinner, Role::Primary)?;
     let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
-    let pinner = plan.pinner.clone();
-    parts.threads = Arc::new(move |thread: &str| pinner.started(thread));
+    let setup = threads::setup(&plan.pinner);
+    parts.threads = Arc::new(move |thread: &str| setup(thread));
     let flag = guard.map_or_else(PauseFlag::unwatched, GuardHandle::pause_flag);
     parts.pause_flag = Arc::new(move |paused| if paused { flag.raise() } else { flag.lower() });
     let staging_bytes =
@@ -236,26 +247,34 @@ fn start_driver(
         .map_err(|e| Failure::new(Code::Refused, format!("protection cannot begin: {e}")))
 }
 
-/// Waits for the end, shows the synchronization's progress, and tells each new state.
-fn wait(handle: &PrimaryHandle, end: &EndRequest) -> PrimaryOutcome {
+/// Refusals that no second attempt mends, as long as the guest has never been protected.
+const FINAL_REFUSALS: [&str; 4] = ["Version", "MachineMismatch", "NoRoom", "StandbyFailed"];
+
+/// Waits for the end, shows the synchronization's progress, and tells each new state. Ends
+/// protection that cannot begin, and gives the backup's reason.
+fn wait(handle: &PrimaryHandle, end: &EndRequest) -> (PrimaryOutcome, Option<Refusal>) {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("synchronizing {bar:40} {percent} % of {msg}") {
         bar.set_style(style);
     }
     let mut state = String::new();
     let mut asked = false;
+    let mut refusal = None;
     loop {
         if let Some(outcome) = handle.wait_for(LOOK_EVERY) {
             bar.finish_and_clear();
-            return outcome;
+            return (outcome, refusal);
         }
-        if end.came() && !asked {
+        let status = handle.status();
+        if status.epochs_committed == 0 && refusal.is_none() {
+            refusal = status.refusal.filter(|refusal| FINAL_REFUSALS.contains(&refusal.code.as_str()));
+        }
+        if (end.came() || refusal.is_some()) && !asked {
             asked = true;
             handle.request_stop();
         }
-        let status = handle.status();
         if status.state != state {
-            bar.suspend(|| eprintln!("romulus: {} ({})", status.state, status.state_reason));
+            bar.suspend(|| eprintln!("romulus: {}", state_line(&status.state, &status.state_reason)));
             state.clone_from(&status.state);
         }
         if status.state == "syncing" {
@@ -266,7 +285,16 @@ fn wait(handle: &PrimaryHandle, end: &EndRequest) -> PrimaryOutcome {
     }
 }
 
-fn finish(outcome: PrimaryOutcome, guard: Option<GuardHandle>) -> Result<ExitCode, Failure> {
+/// A state and why.
+pub fn state_line(state: &str, reason: &str) -> String {
+    if reason.is_empty() { state.to_owned() } else { format!("{state} ({reason})") }
+}
+
+fn finish(
+    outcome: PrimaryOutcome,
+    refusal: Option<Refusal>,
+    guard: Option<GuardHandle>,
+) -> Result<ExitCode, Failure> {
     if let Some(guard) = guard {
         // A driver that failed may have left the guest to the guard: its death is then ours.
         if !matches!(outcome, PrimaryOutcome::Failed(_)) {
@@ -274,6 +302,11 @@ fn finish(outcome: PrimaryOutcome, guard: Option<GuardHandle>) -> Result<ExitCod
         }
     }
     match outcome {
+        PrimaryOutcome::Stopped if refusal.is_some() => {
+            let why = refusal.map(|refusal| refusal.text).unwrap_or_default();
+            let message = format!("the backup refuses this guest: {why}; the guest runs on, unprotected");
+            Err(Failure::new(Code::Refused, message))
+        }
         PrimaryOutcome::Stopped => {
             eprintln!("romulus: protection has ended; the guest runs on, unprotected");
             Ok(ExitCode::SUCCESS)

@@ -10,14 +10,13 @@ use crate::exit::Failure;
 pub struct EndRequest(Arc<AtomicBool>);
 
 impl EndRequest {
-    /// Begins to watch. A second signal of a kind ends the process at once.
+    /// Begins to watch. Asking twice does not make it sooner: an end without the clean-up would leave
+    /// the guest to its guard. SIGKILL does that.
     pub fn watch() -> Result<Self, Failure> {
         let flag = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
         {
-            // The shutdown is registered first: it acts when the flag is already set.
-            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&flag))
-                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
+            signal_hook::flag::register(signal, Arc::clone(&flag))
                 .map_err(|e| Failure::failed(format!("watching for signals: {e}")))?;
         }
         Ok(Self(flag))

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::control::{self, Request};
 use crate::exit::Failure;
+use crate::protect::state_line;
 
 /// Which instance.
 #[derive(Debug, clap::Args)]
@@ -110,7 +111,8 @@ fn table(status: &Value) -> String {
     let mut row = |name: &str, value: String| lines.push(format!("{name:<22} {value}\n"));
     let is_primary = text("/role") == "protect";
     row("guest", format!("{} ({})", text("/guest"), text("/role")));
-    row("state", format!("{} ({})", text("/state"), text("/state_reason")));
+    let reason = status.pointer("/state_reason").and_then(Value::as_str).unwrap_or("");
+    row("state", state_line(&text("/state"), reason));
     row(
         "peer",
         if text("/connected") == "true" {

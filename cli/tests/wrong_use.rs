@@ -8,6 +8,9 @@ use std::net::TcpStream;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use romulus::demo::qemu::Console;
+use romulus::demo::stage::Stage;
+
 fn romulus(arguments: &[&str]) -> Output {
     Command::new(support::program()).args(arguments).output().expect("running romulus")
 }
@@ -137,13 +140,97 @@ fn around_a_running_guest() {
     let exit = protect.child.wait().expect("protect ends");
     assert_eq!(exit.code(), Some(0), "{}", std::fs::read_to_string(&protect.log).unwrap_or_default());
     assert!(!control.exists());
+    runs_on(&mut console);
+}
+
+/// A backup that cannot serve the guest says why, and `romulus protect` ends with its words; the
+/// guest runs on.
+fn backup_refuses(prepare: impl FnOnce(&mut Stage), words: &[&str]) {
+    let mut stage = support::stage();
+    prepare(&mut stage);
+    let mut console = stage.start_guest().expect("a guest");
+    let address = stage.start_backup("127.0.0.1:0").expect("a backup");
+    stage.start_protect(&address, 25.0).expect("protect starts");
+    let protect = stage.protect.as_mut().expect("protect runs");
+    let exit = protect.child.wait().expect("protect ends");
+    let said = std::fs::read_to_string(&protect.log).unwrap_or_default();
+    assert_eq!(exit.code(), Some(3), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not said: {said}");
+    }
+    runs_on(&mut console);
+}
+
+fn runs_on(console: &mut Console) {
     console.poll();
-    let before = console.last.unwrap().counter;
+    let before = console.last.expect("the workload has reported").counter;
     let mut tries = 0;
-    while console.last.unwrap().counter < before + 20 {
+    while console.last.is_none_or(|report| report.counter < before + 20) {
         console.poll();
         tries += 1;
-        assert!(tries < 2_000, "the guest stands still after `romulus stop`");
+        assert!(tries < 2_000, "the guest stands still");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+#[test]
+fn a_backup_with_too_little_memory() {
+    let limit = |stage: &mut Stage| stage.backup_options = vec!["--memory-limit-mib".into(), "64".into()];
+    backup_refuses(limit, &["memory", "64 MiB"]);
+}
+
+#[test]
+fn a_standby_that_is_another_machine() {
+    backup_refuses(|stage| stage.standby.kind = "pc".into(), &["machine", "q35", "pc"]);
+}
+
+#[test]
+fn a_guest_with_private_memory_and_a_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let qmp = dir.path().join("qmp.sock");
+    let disk = dir.path().join("disk.raw");
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args(["-machine", "q35,accel=tcg", "-nodefaults", "-vga", "none", "-display", "none", "-m", "64M"])
+        .args(["-device", "virtio-balloon-pci", "-device", "virtio-blk-pci,drive=d"])
+        .args(["-drive", &format!("file={},format=raw,if=none,id=d", disk.display())])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
+        .spawn()
+        .expect("QEMU starts");
+    while !qmp.exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let control = dir.path().join("protect.sock");
+    let guest = format!("qemu:{}", qmp.display());
+    refused(
+        &["protect", "--guest", &guest, "--backup", "127.0.0.1:1", "--control", control.to_str().unwrap()],
+        3,
+        &["private", "share=on", "balloon", "--allow-unreplicated-disk"],
+    );
+    assert!(qemu.try_wait().unwrap().is_none(), "the guest is gone");
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+}
+
+#[test]
+fn without_privilege() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = dir.path().join("romulus");
+    std::fs::copy(support::program(), &program).unwrap();
+    let as_nobody = |arguments: &[&str]| {
+        let output = std::os::unix::process::CommandExt::uid(&mut Command::new(&program), 65_534)
+            .args(arguments)
+            .env("XDG_RUNTIME_DIR", "/nonexistent")
+            .output()
+            .expect("romulus starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let image = dir.path().to_str().unwrap();
+    let (code, said) = as_nobody(&["demo", "--image-dir", image]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("root"), "{said}");
+    let (code, said) = as_nobody(&["protect", "--guest", "qemu:/x", "--backup", "127.0.0.1:1"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("--control") && said.contains("Permission denied"), "{said}");
 }

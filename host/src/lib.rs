@@ -4,6 +4,7 @@ pub mod facts;
 pub mod guard;
 pub mod memory;
 pub mod pinning;
+pub mod priority;
 pub mod tracking;
 
 use std::sync::Arc;

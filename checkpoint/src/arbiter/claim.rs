@@ -39,9 +39,13 @@ impl Default for Patience {
     }
 }
 
-/// For a host where the guest runs and nobody protects it yet: returns the record that says
-/// `Solo` of `host`, creating or swapping it as needed. A guest that this host had taken over, or
-/// that had ended and was started again here, is this host's. Refused when another host has it.
+/// For a host where the guest runs and nobody protects it yet: writes a record that says `Solo`
+/// of `host` and returns it. A guest that this host had taken over, or that had ended and was
+/// started again here, is this host's. Refused when another host has it. To be called by the one
+/// process that may protect the guest: the record of another one, still at work, is displaced.
+///
+/// The record is written also where it says `Solo` already: what a dead process of this host
+/// still has on its way to the arbiter comes to nothing by that.
 pub fn claim_first(
     arbiter: &dyn Arbiter,
     guest: &str,
@@ -52,12 +56,12 @@ pub fn claim_first(
         None | Some(Ownership::Ended) => true,
         Some(Ownership::Protected { primary, .. }) => primary == host,
         Some(Ownership::Owned { backup }) => backup == host,
-        Some(Ownership::Solo { .. }) => false,
+        Some(Ownership::Solo { primary }) => primary == host,
     })
 }
 
 /// For the primary's host after its protection died: `Protected` with this primary becomes
-/// `Solo`. With the record returned the guest may run on here; [`ClaimError::Refused`] means that
+/// `Solo`, and `Solo` a newer `Solo`, as for [`claim_first`]. With the record returned the guest may run on here; [`ClaimError::Refused`] means that
 /// it is to be destroyed, any other error that its output stays held.
 pub fn claim_after_loss(
     arbiter: &dyn Arbiter,
@@ -67,7 +71,7 @@ pub fn claim_after_loss(
 ) -> Result<Record, ClaimError> {
     claim(arbiter, guest, host, patience, |record| {
         matches!(record.map(|record| &record.ownership),
-            Some(Ownership::Protected { primary, .. }) if primary == host)
+            Some(Ownership::Protected { primary, .. } | Ownership::Solo { primary }) if primary == host)
     })
 }
 
@@ -91,9 +95,8 @@ fn claim(
                 continue;
             }
         };
-        if let Some(record) = &found
-            && matches!(&record.ownership, Ownership::Solo { primary } if primary == host)
-        {
+        if let Some(record) = found.as_ref().filter(|record| record.nonce == nonce) {
+            // An earlier attempt of this call, of unknown outcome.
             return Ok(record.clone());
         }
         let ownership = Ownership::Solo { primary: host.to_owned() };
@@ -159,11 +162,12 @@ mod tests {
     }
 
     #[test]
-    fn first_claim_creates_generation_one_and_keeps_it() {
+    fn every_claim_writes_a_record() {
         let model = Model::holding(None, &[]);
         let record = claim_first(&model, "vm", "a", AT_ONCE).unwrap();
         assert_eq!(record.generation, Generation(1));
-        assert_eq!(claim_first(&model, "vm", "a", AT_ONCE).unwrap(), record);
+        let again = claim_first(&model, "vm", "a", AT_ONCE).unwrap();
+        assert_eq!(again.generation, Generation(2), "what is on its way from `record` comes to nothing");
         assert!(matches!(claim_first(&model, "vm", "b", AT_ONCE), Err(ClaimError::Refused { .. })));
     }
 
@@ -171,7 +175,7 @@ mod tests {
     fn i9_a_guard_gets_the_grant_only_from_protected_or_solo() {
         let claim = |ownership| claim_after_loss(&Model::holding(ownership, &[]), "vm", "a", AT_ONCE);
         assert_eq!(claim(Some(protected())).unwrap().generation, Generation(5));
-        assert_eq!(claim(Some(Ownership::Solo { primary: "a".into() })).unwrap().generation, Generation(4));
+        assert_eq!(claim(Some(Ownership::Solo { primary: "a".into() })).unwrap().generation, Generation(5));
         for refused in [
             Ownership::Owned { backup: "b".into() },
             Ownership::Owned { backup: "a".into() },

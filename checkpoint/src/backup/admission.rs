@@ -244,8 +244,12 @@ fn check_hello(identity: &Identity, hello: &Hello, config: &super::BackupConfig)
     let len_bytes =
         u128::from(pages + spares) * u128::from(PAGE_BYTES) + u128::from(slots) * u128::from(slot_bytes);
     if len_bytes > u128::from(config.max_arena_bytes) {
-        let text =
-            format!("an arena of {len_bytes} bytes exceeds the {} bytes lent here", config.max_arena_bytes);
+        let text = format!(
+            "the guest's image needs {} MiB of memory, and this backup lends {} MiB: raise its limit \
+             (--memory-limit-mib), or ask for fewer spare frames (--spare-mib on the primary)",
+            len_bytes >> 20,
+            config.max_arena_bytes >> 20
+        );
         return Err(Refusal::new(ErrorCode::NoRoom, text));
     }
     Ok(())

@@ -48,14 +48,16 @@ impl Primary {
             Message::Invalidated { incarnation } => self.take_promise(incarnation),
             Message::Bye { reason: ByeReason::BackupLeaves } => {
                 self.send(Message::ByeAck { reason: ByeReason::BackupLeaves }, actions);
-                self.promised = self.grant.is_protected();
+                self.take_word();
                 self.close(format_args!("the backup {} has left", self.backup.clone()), now, actions);
                 Ok(())
             }
             Message::ByeAck { reason } => self.take_bye_ack(reason, now, actions),
             Message::Error { code, text } => {
                 self.refused(now);
-                Err(PeerFault(format!("the backup gives up: {text} ({code:?})")))
+                let fault = PeerFault(format!("the backup gives up: {text} ({code:?})"));
+                actions.push(PrimaryAction::Report(PrimaryReport::Refused { code, text }));
+                Err(fault)
             }
             other => Err(PeerFault(format!("a backup does not send {}", name(&other)))),
         }
@@ -125,6 +127,12 @@ impl Primary {
         }
     }
 
+    /// The backup's word that it has no image to take over from.
+    pub(super) fn take_word(&mut self) {
+        self.promised = self.grant.is_protected();
+        self.at_large = false;
+    }
+
     /// The backup forgot its image and will not take over from it.
     fn take_promise(&mut self, incarnation: Incarnation) -> Result<(), PeerFault> {
         if self.image.phase != Phase::Invalidating || incarnation <= self.image.incarnation {
@@ -133,7 +141,7 @@ impl Primary {
                 self.image.incarnation, self.image.phase
             )));
         }
-        self.promised = self.grant.is_protected();
+        self.take_word();
         self.image.restart_promised(incarnation);
         debug_assert_eq!(self.image.phase, Phase::Rounds(Rounds::default()));
         Ok(())

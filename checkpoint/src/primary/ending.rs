@@ -85,14 +85,19 @@ impl Primary {
 
     /// The operator ends protection: the guest goes on here alone. A planned failover under way
     /// is taken back, if the record still allows it.
+    ///
+    /// Where nobody arbitrates and the backup may take over by itself, a connected backup is told
+    /// first, and output stays held until it has understood. Asked for without a connection, it is
+    /// the operator's word that the backup does not run the guest.
     pub fn request_stop(&mut self, now: Time, actions: &mut Actions) {
         match self.ending.map(|ending| ending.kind) {
-            Some(Kind::Detach | Kind::GuestEnded) => {}
+            Some(Kind::Detach | Kind::GuestEnded) => self.at_large &= self.link.is_up(),
             Some(Kind::GuestDied) => {
                 self.finish(format_args!("stopped; the guest's process has died"), now, actions);
             }
             Some(Kind::Failover) | None => {
                 self.ending = Some(Ending::new(Kind::Detach, Last::None));
+                self.at_large &= self.link.is_up();
                 self.because(format_args!("the operator ends protection"));
             }
         }
@@ -144,13 +149,14 @@ impl Primary {
 
     /// Tells a connected backup what the end asks of it, once on each connection.
     pub(super) fn tell_ending(&mut self, now: Time, actions: &mut Actions) {
-        let solo = self.grant.solo(&self.config.host).is_some() && self.gate.is_open();
+        let free = self.gate.is_open() || self.at_large;
+        let solo = self.grant.solo(&self.config.host).is_some() && free;
         let ended = self.record_ended();
         let live = matches!(self.image.phase, Phase::Epochs | Phase::Draining);
         let protected = self.grant.is_protected() && !self.is_unbacked() && live;
         let Some(ending) = self.ending.as_mut().filter(|ending| ending.told_at.is_none()) else { return };
         let due = match ending.kind {
-            Kind::Failover => ending.last == Last::Acked,
+            Kind::Failover => ending.last == Last::Acked && protected,
             Kind::GuestEnded => ending.last == Last::Acked || ended,
             Kind::GuestDied => protected,
             Kind::Detach => solo,
@@ -224,6 +230,7 @@ impl Primary {
                 Ok(())
             }
             _ if told == Some(reason) => {
+                self.at_large = false;
                 self.close(format_args!("the backup was told"), now, actions);
                 Ok(())
             }
@@ -254,7 +261,8 @@ impl Primary {
         let ending = self.ending.as_ref()?;
         let deadline = ending.told_at.filter(|_| self.link.is_up() && ending.kind != Kind::Failover);
         // While the arbiter is being asked its answer is what comes next.
-        let reclaim = ending.reclaim_at.filter(|_| self.grant.may_swap() && self.grant.is_protected());
+        let may_reclaim = self.config.shared_arbiter && self.grant.may_swap() && self.grant.is_protected();
+        let reclaim = ending.reclaim_at.filter(|_| may_reclaim);
         deadline.map(|at| at.after(self.config.suspect_after)).into_iter().chain(reclaim).min()
     }
 }

@@ -82,7 +82,7 @@ impl Primary {
         now: Time,
         actions: &mut Actions,
     ) -> Result<Vec<u8>, PeerFault> {
-        let outcome = self.read_answer(bytes).and_then(|welcome| {
+        let outcome = self.read_answer(bytes, actions).and_then(|welcome| {
             self.check_welcome(&welcome)?;
             self.take_welcome(&welcome, now, actions);
             Ok(welcome.fabric_answer)
@@ -95,7 +95,7 @@ impl Primary {
         outcome
     }
 
-    fn read_answer(&self, bytes: &[u8]) -> Result<Welcome, PeerFault> {
+    fn read_answer(&self, bytes: &[u8], actions: &mut Actions) -> Result<Welcome, PeerFault> {
         if self.link.phase != Phase::Greeting || self.over.is_some() {
             return Err(PeerFault("no answer is awaited".to_owned()));
         }
@@ -104,7 +104,9 @@ impl Primary {
             Message::Welcome(welcome) if welcome.identity == identity => Ok(welcome),
             Message::Welcome(_) => Err(PeerFault("a Welcome under another identity".to_owned())),
             Message::Error { code, text } => {
-                Err(PeerFault(format!("the backup refuses the connection: {text} ({code:?})")))
+                let fault = PeerFault(format!("the backup refuses the connection: {text} ({code:?})"));
+                actions.push(PrimaryAction::Report(PrimaryReport::Refused { code, text }));
+                Err(fault)
             }
             _ => Err(PeerFault("the backup answered the Hello with neither Welcome nor Error".to_owned())),
         }
@@ -145,6 +147,7 @@ impl Primary {
         self.backup.clone_from(&welcome.backup);
         let (committed, homed_through) = (welcome.committed, welcome.homed_through);
         if committed == Epoch(0) {
+            self.at_large = false;
             self.image.restart(welcome.identity.incarnation);
             return;
         }

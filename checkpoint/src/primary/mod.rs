@@ -62,6 +62,9 @@ pub struct Primary {
     /// The backup's own word that it will not take over from the present record: it has no image
     /// any more, or it leaves.
     promised: bool,
+    /// Nobody arbitrates, the other side may move by itself, and it may hold an image: until it
+    /// says that it does not, or the operator decides, output is released against acks alone.
+    at_large: bool,
     /// The backup has been silent or away for too long.
     suspected: bool,
     /// The last mark given to the gate.
@@ -93,6 +96,7 @@ impl Primary {
             over: None,
             backup: String::new(),
             promised: false,
+            at_large: false,
             suspected: false,
             last_mark: GateMark(0),
             state: PrimaryState::Solo,

@@ -113,7 +113,7 @@ impl Primary {
 
     /// Lets all output go when the record says that this host runs the guest alone.
     fn open_gate(&mut self, actions: &mut Actions) {
-        if self.gate.is_open() || self.is_pairing() || self.may_hand_back() {
+        if self.gate.is_open() || self.is_pairing() || self.may_hand_back() || self.at_large {
             return;
         }
         if let Some(grant) = self.grant.solo(&self.config.host) {
@@ -233,7 +233,8 @@ impl Primary {
         let paused = self.paused_guest.is_some_and(|paused| paused.told);
         let died = self.has_died();
         // Without a swap of its own the record is all that tells that the backup has taken over.
-        let waits = self.suspected && self.grant.is_protected() && !self.config.solo_automatic;
+        let manual = self.config.shared_arbiter && !self.config.solo_automatic;
+        let waits = self.suspected && self.grant.is_protected() && manual;
         if (paused || died || waits) && !self.link.is_up() {
             self.grant.read_later(if waits { 10 } else { 1 }, now);
         }
@@ -310,7 +311,9 @@ impl Primary {
         match self.link.phase {
             LinkPhase::Welcomed | LinkPhase::Up => PrimaryState::Syncing,
             // Until the grant is won the guest's output is held: it is not alone yet.
-            LinkPhase::Down | LinkPhase::Greeting if self.grant.is_protected() => PrimaryState::Protected,
+            LinkPhase::Down | LinkPhase::Greeting if self.grant.is_protected() || self.at_large => {
+                PrimaryState::Protected
+            }
             LinkPhase::Down | LinkPhase::Greeting => PrimaryState::Solo,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::arbiter::Record;
 use crate::ids::{Epoch, Identity, SessionId, Time};
 use crate::release::ReleaseToken;
-use crate::wire::message::Message;
+use crate::wire::message::{ErrorCode, Message};
 
 /// Settings of a primary. Durations are policy; safety does not depend on them.
 #[derive(Clone, Debug)]
@@ -158,6 +158,13 @@ pub enum PrimaryReport {
         at: Epoch,
         /// Pages merged into the next epoch.
         pages: u64,
+    },
+    /// The backup refused the connection or gave it up, and said why.
+    Refused {
+        /// What kind.
+        code: ErrorCode,
+        /// For people.
+        text: String,
     },
 }
 

@@ -186,6 +186,7 @@ impl Primary {
             return;
         }
         self.image.commit_sent = placed.epoch;
+        self.at_large = !self.config.shared_arbiter && !self.config.solo_automatic;
         self.image.planner.commit_sent(placed.epoch);
         self.send(Message::Commit { epoch: placed.epoch }, actions);
     }

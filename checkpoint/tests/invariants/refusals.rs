@@ -218,7 +218,7 @@ fn a_hello_that_cannot_be_served_is_refused_with_the_numbers() {
     };
     refuse(&|hello| hello.versions = (2, 3), ErrorCode::Version, "2 to 3");
     refuse(&|hello| hello.suspect_after_ms = 200, ErrorCode::Violation, "200 ms");
-    refuse(&|hello| hello.arena.slot_bytes = 1 << 30, ErrorCode::NoRoom, "1048576");
+    refuse(&|hello| hello.arena.slot_bytes = 1 << 30, ErrorCode::NoRoom, "lends 1 MiB");
     refuse(&|hello| hello.arena.pages += 1, ErrorCode::Violation, "7 pages");
     refuse(&|hello| hello.arena.spares = u64::MAX, ErrorCode::Violation, "too many");
     refuse(&|hello| hello.depth = 3, ErrorCode::Violation, "3 commit slots");

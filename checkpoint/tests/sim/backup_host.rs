@@ -69,7 +69,7 @@ impl BackupHost {
     }
 
     fn start(&mut self, env: &mut Env) -> Progress {
-        if !self.start_at.is_some_and(|at| at <= env.now) || !self.alive || self.survivor {
+        if self.start_at.is_none_or(|at| at > env.now) || !self.alive || self.survivor {
             return Progress::None;
         }
         self.start_at = None;

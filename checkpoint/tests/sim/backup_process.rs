@@ -5,16 +5,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use romulus_checkpoint::backup::{
-    Actions, Admission, Backup, BackupAction, BackupConfig, BackupState, Refusal,
-};
-use romulus_checkpoint::placement::committed::HomingCopy;
-use romulus_checkpoint::wire::message::{ErrorCode, Hello, Message, decode};
+use romulus_checkpoint::backup::{Actions, Backup, BackupAction, BackupConfig, Refusal};
+use romulus_checkpoint::wire::message::{Message, decode};
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::{ConnectionNumber, Epoch, Identity, Time};
-use romulus_transport::{Channel, Endpoint, Event, Fabric, Listener, MessageBuffer, TransportError};
+use romulus_transport::{Channel, Endpoint, Event, Fabric, Listener, MessageBuffer};
 
 use super::arbiter::{Answer, Kind, Request};
+use super::backup_admission::{Greeted, Welcoming};
+use super::backup_standby::{Copying, Takeover};
 use super::env::{Crashed, Env, Progress, Step, backup_address, encoded};
 use super::image::Image;
 use super::scenario::{Host, Mutant};
@@ -22,60 +21,34 @@ use super::scenario::{Host, Mutant};
 pub const BACKUP: &str = "host-b";
 
 /// An established connection.
-struct Link {
-    endpoint: Arc<dyn Endpoint>,
-    number: ConnectionNumber,
-    /// The highest marker that is in.
-    fences: Vec<u64>,
-}
-
-/// A Hello on its way to a Welcome.
-struct Guest {
-    channel: Box<dyn Channel>,
-    identity: Identity,
-    hello: Hello,
-    step: Welcoming,
-}
-
-enum Welcoming {
-    Record(Option<Request>),
-    Quiesce,
-}
-
-/// A homing copy under way; made in two pieces.
-struct Copying {
-    copy: HomingCopy,
-    pieces_done: u64,
-}
-
-/// A takeover under way.
-struct Takeover {
-    epoch: Epoch,
-    copies: VecDeque<HomingCopy>,
-    activate_at: Option<Time>,
+pub struct Link {
+    pub endpoint: Arc<dyn Endpoint>,
+    pub number: ConnectionNumber,
+    /// The markers that are in.
+    pub fences: Vec<u64>,
 }
 
 pub struct BackupProcess {
     pub machine: Backup,
     pub image: Option<Image>,
-    actions: Actions,
-    queue: VecDeque<BackupAction>,
-    listener: Box<dyn Listener>,
-    strangers: Vec<(Box<dyn Channel>, Time)>,
-    guest: Option<Guest>,
-    link: Option<Link>,
-    asked: VecDeque<Request>,
-    homing: Option<Copying>,
-    homing_woken: bool,
-    trial: Option<(Time, Result<(), String>)>,
-    takeover: Option<Takeover>,
+    pub actions: Actions,
+    pub queue: VecDeque<BackupAction>,
+    pub listener: Box<dyn Listener>,
+    pub strangers: Vec<(Box<dyn Channel>, Time)>,
+    pub greeted: Option<Greeted>,
+    pub link: Option<Link>,
+    pub asked: VecDeque<Request>,
+    pub homing: Option<Copying>,
+    pub homing_woken: bool,
+    pub trial: Option<(Time, Result<(), String>)>,
+    pub takeover: Option<Takeover>,
     /// The guest runs here now.
     pub activated: bool,
     /// The activation failed.
     pub activation_failed: bool,
     /// The fence stands since the last connection; the image then.
-    fenced: Option<u64>,
-    message: MessageBuffer,
+    pub fenced: Option<u64>,
+    pub message: MessageBuffer,
 }
 
 impl std::fmt::Debug for BackupProcess {
@@ -92,7 +65,7 @@ impl BackupProcess {
             suspect_after: env.scenario.backup_suspects,
             takeover_automatic: env.scenario.takeover_automatic,
             max_arena_bytes: 1 << 30,
-            shared_arbiter: true,
+            shared_arbiter: env.scenario.shared_arbiter,
             nonce_seed: env.rng.next(),
         };
         Some(Self {
@@ -102,7 +75,7 @@ impl BackupProcess {
             queue: VecDeque::new(),
             listener: env.fabric.listen(backup_address()).ok()?,
             strangers: Vec::new(),
-            guest: None,
+            greeted: None,
             link: None,
             asked: VecDeque::new(),
             homing: None,
@@ -116,7 +89,7 @@ impl BackupProcess {
         })
     }
 
-    fn called(&mut self, env: &mut Env) -> Step {
+    pub fn called(&mut self, env: &mut Env) -> Step {
         self.queue.extend(self.actions.drain(..));
         env.point(Host::Backup)?;
         Ok(Progress::Some)
@@ -144,7 +117,7 @@ impl BackupProcess {
     }
 
     fn step_timer(&mut self, env: &mut Env) -> Step {
-        if !self.machine.next_tick().is_some_and(|at| at <= env.now) {
+        if self.machine.next_tick().is_none_or(|at| at > env.now) {
             return Ok(Progress::None);
         }
         self.machine.handle_tick(env.now, &mut self.actions);
@@ -183,7 +156,7 @@ impl BackupProcess {
     }
 
     /// An honest peer is never refused on an established connection.
-    fn refuse_peer(&mut self, refusal: &Refusal, env: &mut Env) -> Result<(), Crashed> {
+    pub fn refuse_peer(&mut self, refusal: &Refusal, env: &mut Env) -> Result<(), Crashed> {
         env.trace(|| format!("backup: refuses its peer: {refusal:?}"));
         if env.plan.mutant == Mutant::None {
             env.oracle.violate("protocol", format!("the backup refuses the primary: {refusal}"));
@@ -191,7 +164,7 @@ impl BackupProcess {
         self.disconnect(&refusal.text, env)
     }
 
-    fn disconnect(&mut self, why: &str, env: &mut Env) -> Result<(), Crashed> {
+    pub fn disconnect(&mut self, why: &str, env: &mut Env) -> Result<(), Crashed> {
         let Some(link) = self.link.take() else { return Ok(()) };
         env.trace(|| format!("backup: connection {} ends: {why}", link.number));
         link.endpoint.close();
@@ -199,123 +172,6 @@ impl BackupProcess {
         self.called(env)?;
         self.check_image(env);
         Ok(())
-    }
-
-    fn step_strangers(&mut self, env: &mut Env) -> Step {
-        let mut progress = Progress::None;
-        if let Ok(Some(channel)) = self.listener.accept(Duration::ZERO) {
-            self.strangers.push((channel, env.now.after(Duration::from_millis(5))));
-            progress = Progress::Some;
-        }
-        for (mut channel, until) in std::mem::take(&mut self.strangers) {
-            match channel.receive(Duration::ZERO) {
-                Err(TransportError::TimedOut { .. }) if env.now < until => {
-                    self.strangers.push((channel, until))
-                }
-                Err(_) => progress = Progress::Some,
-                Ok(bytes) => {
-                    progress = Progress::Some;
-                    self.greet(channel, &bytes, env)?;
-                }
-            }
-        }
-        Ok(progress)
-    }
-
-    fn greet(&mut self, mut channel: Box<dyn Channel>, bytes: &[u8], env: &mut Env) -> Result<(), Crashed> {
-        let Ok((identity, Message::Hello(hello))) = decode(bytes) else {
-            return Ok(());
-        };
-        if self.guest.is_some() {
-            // One handshake at a time; the stranger tries again.
-            refuse(&mut channel, &identity, ErrorCode::Busy, "another handshake is under way");
-            return Ok(());
-        }
-        let admission = self.machine.admit(&identity, &hello, env.now);
-        env.trace(|| format!("backup: hello {identity:?}: {admission:?}"));
-        self.guest = Some(Guest { channel, identity, hello, step: Welcoming::Quiesce });
-        self.admitted(admission, env)
-    }
-
-    fn admitted(&mut self, admission: Result<Admission, Refusal>, env: &mut Env) -> Result<(), Crashed> {
-        env.point(Host::Backup)?;
-        let Some(mut guest) = self.guest.take() else { return Ok(()) };
-        match admission {
-            Err(refusal) => {
-                refuse(&mut guest.channel, &guest.identity, refusal.code, &refusal.text);
-                return Ok(());
-            }
-            Ok(Admission::NeedsRecord) => guest.step = Welcoming::Record(None),
-            Ok(Admission::Resume) => {
-                self.disconnect("replaced by a new connection", env)?;
-                guest.step = Welcoming::Quiesce;
-            }
-            Ok(Admission::Prepare(shape)) => {
-                self.disconnect("replaced by a new connection", env)?;
-                if env.operation_fails() {
-                    let text = "no standby could be prepared";
-                    refuse(&mut guest.channel, &guest.identity, ErrorCode::StandbyFailed, text);
-                    return Ok(());
-                }
-                env.oracle.image_gone();
-                self.image = Some(Image::new(shape));
-                guest.step = Welcoming::Quiesce;
-            }
-        }
-        self.guest = Some(guest);
-        Ok(())
-    }
-
-    fn step_welcome(&mut self, env: &mut Env) -> Step {
-        let Some(guest) = &mut self.guest else { return Ok(Progress::None) };
-        match &mut guest.step {
-            Welcoming::Record(None) => {
-                guest.step = Welcoming::Record(Some(env.arbiter.ask(Kind::Read, env.now, &mut env.rng)));
-                Ok(Progress::Some)
-            }
-            Welcoming::Record(Some(request)) => {
-                if request.due() > env.now {
-                    return Ok(Progress::None);
-                }
-                let answer = env.arbiter.go_on(request, env.now, &mut env.rng, &mut env.oracle);
-                if let Some(Answer::Record(record)) = answer {
-                    let (identity, hello) = (guest.identity, guest.hello.clone());
-                    let admission = self.machine.admit_with_record(&identity, &hello, record, env.now);
-                    env.trace(|| format!("backup: with the record: {admission:?}"));
-                    self.admitted(admission, env)?;
-                }
-                Ok(Progress::Some)
-            }
-            Welcoming::Quiesce => self.welcome(env),
-        }
-    }
-
-    fn welcome(&mut self, env: &mut Env) -> Step {
-        if !self.machine.quiesce_homing() || self.homing.is_some() {
-            return Ok(Progress::None);
-        }
-        let (Some(mut guest), Some(image)) = (self.guest.take(), &self.image) else {
-            return Ok(Progress::Some);
-        };
-        self.check_image(env);
-        let Ok(fabric_answer) = guest.channel.answer(&guest.hello.fabric_offer, image.arena()) else {
-            // The stranger is gone; the machine waits for the next Hello.
-            return Ok(Progress::Some);
-        };
-        let (identity, welcome) =
-            self.machine.welcome(&guest.hello, fabric_answer, env.now, &mut self.actions);
-        env.trace(|| format!("backup: {welcome:?}"));
-        self.fenced = None;
-        self.called(env)?;
-        let sent = guest.channel.send(&encoded(&identity, &welcome));
-        match sent.and_then(|()| guest.channel.establish(None, Duration::ZERO)) {
-            Ok(endpoint) => {
-                self.link = Some(Link { endpoint, number: identity.connection, fences: Vec::new() });
-                self.machine.handle_connected(env.now, &mut self.actions);
-            }
-            Err(error) => self.machine.handle_disconnected(&error.to_string(), env.now, &mut self.actions),
-        }
-        self.called(env)
     }
 
     fn step_arbiter(&mut self, env: &mut Env) -> Step {
@@ -353,11 +209,12 @@ impl BackupProcess {
             BackupAction::CloseConnection(why) => self.disconnect(&why, env)?,
             BackupAction::Fence => unreachable!("handled above"),
             BackupAction::Swap { expected, new } => {
-                let request = env.arbiter.ask(Kind::Swap { expected, new }, env.now, &mut env.rng);
+                let request =
+                    env.arbiter.ask(Host::Backup, Kind::Swap { expected, new }, env.now, &mut env.rng);
                 self.asked.push_back(request);
             }
             BackupAction::ReadRecord => {
-                self.asked.push_back(env.arbiter.ask(Kind::Read, env.now, &mut env.rng));
+                self.asked.push_back(env.arbiter.ask(Host::Backup, Kind::Read, env.now, &mut env.rng));
             }
             BackupAction::Trial { epoch } => {
                 self.check_state(epoch, "tried", env);
@@ -428,150 +285,8 @@ impl BackupProcess {
         self.called(env)
     }
 
-    fn step_homing(&mut self, env: &mut Env) -> Step {
-        let Some(mut running) = self.homing.take() else {
-            if !std::mem::take(&mut self.homing_woken) {
-                return Ok(Progress::None);
-            }
-            let Some(copy) = self.machine.next_homing() else { return Ok(Progress::Some) };
-            env.trace(|| format!("backup: homing {copy:?} begins"));
-            self.homing_woken = true;
-            self.homing = Some(Copying { copy, pieces_done: 0 });
-            if env.mutant(Mutant::HomingReportedEarly) {
-                self.machine.homing_finished(&copy, env.now, &mut self.actions);
-            }
-            env.point(Host::Backup)?;
-            return Ok(Progress::Some);
-        };
-        if running.pieces_done < 2 {
-            if let Some(image) = &self.image {
-                image.copy_half(&running.copy, running.pieces_done);
-            }
-            running.pieces_done += 1;
-            self.homing = Some(running);
-            env.point(Host::Backup)?;
-            return Ok(Progress::Some);
-        }
-        env.oracle.stats.homings += 1;
-        if !env.mutant(Mutant::HomingReportedEarly) {
-            self.machine.homing_finished(&running.copy, env.now, &mut self.actions);
-        }
-        self.called(env)?;
-        self.check_image(env);
-        Ok(Progress::Some)
-    }
-
-    fn begin_takeover(&mut self, epoch: Epoch, displaced: Vec<HomingCopy>, env: &mut Env) {
-        match (&self.image, self.fenced) {
-            (Some(image), Some(then)) if image.fingerprint() == then => {}
-            _ => env.oracle.violate("I6", "the image changed after the fence, or there was none".into()),
-        }
-        let skip = env.mutant(Mutant::SkipDisplaced);
-        let copies = displaced.into_iter().filter(|_| !skip).collect();
-        self.takeover = Some(Takeover { epoch, copies, activate_at: None });
-    }
-
-    /// The standby's slow work: the trial, the copies of a takeover, the activation.
-    fn step_standby(&mut self, env: &mut Env) -> Step {
-        if let Some((_, outcome)) = self.trial.take_if(|(at, _)| *at <= env.now) {
-            self.machine.handle_trial(outcome, env.now, &mut self.actions);
-            return self.called(env);
-        }
-        let (Some(takeover), Some(image)) = (&mut self.takeover, &self.image) else {
-            return Ok(Progress::None);
-        };
-        if let Some(copy) = takeover.copies.pop_front() {
-            image.copy_half(&copy, 0);
-            image.copy_half(&copy, 1);
-            env.point(Host::Backup)?;
-            return Ok(Progress::Some);
-        }
-        let at = *takeover.activate_at.get_or_insert_with(|| env.now.after(env.rng.up_to_us(1000)));
-        if at > env.now {
-            return Ok(Progress::None);
-        }
-        let epoch = takeover.epoch;
-        self.takeover = None;
-        env.point(Host::Backup)?;
-        self.activate(epoch, env)
-    }
-
-    fn activate(&mut self, epoch: Epoch, env: &mut Env) -> Step {
-        if env.operation_fails() {
-            env.trace(|| "backup: the activation fails".into());
-            self.activation_failed = true;
-            let why = "the standby does not start".to_owned();
-            self.machine.handle_activated(Err(why), env.now, &mut self.actions);
-            return self.called(env);
-        }
-        env.trace(|| format!("backup: the guest runs from epoch {epoch}"));
-        self.check_state(epoch, "activated", env);
-        let granted = super::arbiter::grants(env.arbiter.record.as_ref(), Host::Backup);
-        env.oracle.activated(granted);
-        if let (Some(image), Some(committed)) = (&self.image, &env.oracle.committed) {
-            if committed.epoch != epoch {
-                env.oracle
-                    .violate("I2", format!("epoch {epoch} was activated, {} committed", committed.epoch));
-            } else if let Some(page) = image.wrong_home(&committed.snapshot) {
-                env.oracle
-                    .violate("I2", format!("page {page} of the activated guest is not epoch {epoch}'s"));
-            }
-        }
-        self.activated = true;
-        self.machine.handle_activated(Ok(()), env.now, &mut self.actions);
-        self.called(env)
-    }
-
-    /// The state in the slot of the committed epoch is the guest's.
-    fn check_state(&mut self, epoch: Epoch, what: &str, env: &mut Env) {
-        let (Some(image), Some(committed)) = (&self.image, &env.oracle.committed) else {
-            env.oracle.violate("I2", format!("epoch {epoch} is {what} and there is no image"));
-            return;
-        };
-        let mut transfers = Vec::new();
-        if committed.epoch != epoch {
-            return;
-        }
-        let decoded = slot::decode(&image.slot(epoch), &committed.identity, epoch, &mut transfers);
-        match decoded {
-            Ok(header) if image.state(epoch, &header) == committed.snapshot.state => {}
-            _ => env.oracle.violate("I2", format!("the state {what} is not epoch {epoch}'s")),
-        }
-    }
-
-    /// I2, whenever it is cheap: the committed map with the image is the guest at that pause.
-    pub fn check_image(&self, env: &mut Env) {
-        let (Some(image), Some(committed)) = (&self.image, &env.oracle.committed) else { return };
-        if self.machine.state() != BackupState::Protected || self.machine.committed() != committed.epoch {
-            return;
-        }
-        let wrong = image.wrong_page(&committed.snapshot, |page| self.machine.frame_of(page));
-        if let Some((page, frame)) = wrong {
-            let epoch = committed.epoch;
-            env.oracle.violate("I2", format!("page {page} in frame {frame} is not epoch {epoch}'s"));
-        }
-    }
-
-    /// A write of the primary landed: nothing that counts may be in its way.
-    pub fn check_placed(&self, offset: u64, len_bytes: u64, env: &mut Env) {
-        let (Some(image), Some(committed)) = (&self.image, &env.oracle.committed) else { return };
-        if self.machine.state() != BackupState::Protected || self.machine.committed() != committed.epoch {
-            return;
-        }
-        env.oracle.stats.placed_checks += 1;
-        let hit = image.hits(offset, len_bytes, committed.epoch, |page| self.machine.frame_of(page));
-        if let Some(what) = hit {
-            env.oracle.violate("I3", format!("a write landed in {what}"));
-        }
-        if let Some(running) = &self.homing
-            && image.touches(offset, len_bytes, &running.copy)
-        {
-            env.oracle.violate("I3", format!("a write landed in a running homing {:?}", running.copy));
-        }
-    }
-
-    pub fn request_takeover(&mut self, env: &mut Env) -> Result<(), String> {
-        let result = self.machine.request_takeover(false, env.now, &mut self.actions);
+    pub fn request_takeover(&mut self, force: bool, env: &mut Env) -> Result<(), String> {
+        let result = self.machine.request_takeover(force, env.now, &mut self.actions);
         self.queue.extend(self.actions.drain(..));
         result
     }
@@ -596,7 +311,7 @@ impl BackupProcess {
     }
 
     pub fn next_due(&self) -> Option<Time> {
-        let record = match self.guest.as_ref().map(|guest| &guest.step) {
+        let record = match self.greeted.as_ref().map(|guest| &guest.step) {
             Some(Welcoming::Record(Some(request))) => Some(request.due()),
             _ => None,
         };
@@ -606,8 +321,4 @@ impl BackupProcess {
         let takeover = self.takeover.as_ref().and_then(|takeover| takeover.activate_at);
         [record, strangers, asked, trial, takeover, self.machine.next_tick()].into_iter().flatten().min()
     }
-}
-
-fn refuse(channel: &mut Box<dyn Channel>, identity: &Identity, code: ErrorCode, text: &str) {
-    let _ = channel.send(&encoded(identity, &Message::Error { code, text: text.into() }));
 }

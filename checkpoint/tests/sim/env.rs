@@ -44,14 +44,13 @@ impl Env {
     pub fn new(plan: Plan) -> Self {
         let scenario = Scenario::draw(&plan);
         let network = SimNetwork::new(plan.seed, scenario.net.clone());
-        let unknown = scenario.faults.arbiter_unknown_percent;
         let unknown_is_won = plan.mutant == Mutant::UnknownIsWon;
         Self {
             now: Time { nanoseconds: 1_000_000 },
             rng: Rng::new(plan.seed, 2),
             fabric: network.fabric(),
             network,
-            arbiter: ArbiterModel::new(scenario.arbiter_delay_us, unknown, unknown_is_won),
+            arbiter: ArbiterModel::new(&scenario, unknown_is_won),
             oracle: Oracle::new(),
             faulty: true,
             points: [0, 0],

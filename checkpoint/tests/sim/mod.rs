@@ -3,8 +3,10 @@
 //! invariants against the whole truth.
 
 mod arbiter;
+mod backup_admission;
 mod backup_host;
 mod backup_process;
+mod backup_standby;
 mod capture;
 mod env;
 mod gate;

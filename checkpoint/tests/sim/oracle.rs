@@ -133,17 +133,19 @@ impl Oracle {
         }
     }
 
-    /// The arbiter's record changes.
-    pub fn record_swapped(&mut self, old: Option<&Record>, new: &Record) {
+    /// The record changes (when nobody arbitrates: the primary's own).
+    pub fn record_swapped(&mut self, old: Option<&Record>, new: &Record, shared: bool) {
         use Ownership::{Ended, Owned, Protected, Solo};
         let legal = match (old.map(|record| &record.ownership), &new.ownership) {
             (None, Solo { .. }) | (Some(Protected { .. }), Solo { .. } | Owned { .. }) => true,
+            // A new process fences off what a dead one still asks.
+            (Some(Solo { primary: one }), Solo { primary: two }) => one == two,
             (Some(Solo { .. }), Protected { .. }) => true,
             (Some(Solo { .. } | Protected { .. }), Ended) => true,
             _ => false,
         };
         let next = old.map_or(1, |record| record.generation.0 + 1);
-        if !legal || new.generation.0 != next {
+        if shared && (!legal || new.generation.0 != next) {
             self.violate("I9", format!("the record went from {old:?} to {new:?}"));
         }
         if matches!(new.ownership, Protected { .. }) {

@@ -118,13 +118,12 @@ impl PrimaryHost {
 
     /// The guard: acts as the primary that lost its protection.
     pub fn step_guard(&mut self, env: &mut Env) -> Progress {
-        if !self.guard_at.is_some_and(|at| at <= env.now) {
+        if self.guard_at.is_none_or(|at| at > env.now) {
             return Progress::None;
         }
         let at_once = Patience { attempts: 1, pause: Duration::ZERO };
-        let arbiter = env.arbiter.at_once(&mut env.rng, &mut env.oracle);
+        let arbiter = env.arbiter.at_once(env.now, &mut env.rng, &mut env.oracle);
         let claimed = claim_after_loss(&arbiter, GUEST, PRIMARY, at_once);
-        drop(arbiter);
         env.trace(|| format!("guard: {claimed:?}"));
         let granted = claimed.is_ok() || env.mutant(Mutant::GuardWithoutGrant);
         match claimed {
@@ -156,7 +155,7 @@ impl PrimaryHost {
 
     /// Starts the process, if it is time and there is a guest.
     fn start(&mut self, env: &mut Env) -> Progress {
-        if !self.start_at.is_some_and(|at| at <= env.now) {
+        if self.start_at.is_none_or(|at| at > env.now) {
             return Progress::None;
         }
         self.start_at = None;
@@ -164,9 +163,8 @@ impl PrimaryHost {
             return Progress::Some;
         }
         let at_once = Patience { attempts: 1, pause: Duration::ZERO };
-        let arbiter = env.arbiter.at_once(&mut env.rng, &mut env.oracle);
+        let arbiter = env.arbiter.at_once(env.now, &mut env.rng, &mut env.oracle);
         let claimed = claim_first(&arbiter, GUEST, PRIMARY, at_once);
-        drop(arbiter);
         match claimed {
             Ok(record) => {
                 env.trace(|| format!("primary: process starts, {}", record.describe()));

@@ -82,7 +82,7 @@ impl PrimaryProcess {
             sync_max_rounds: scenario.sync_max_rounds,
             solo_automatic: scenario.solo_automatic,
             low_water_spares: scenario.low_water_spares,
-            shared_arbiter: true,
+            shared_arbiter: scenario.shared_arbiter,
             nonce_seed: env.rng.next(),
         };
         let (layout, shape) = (scenario.layout.clone(), scenario.shape);
@@ -135,7 +135,7 @@ impl PrimaryProcess {
     }
 
     fn step_timer(&mut self, env: &mut Env) -> Step {
-        if !self.machine.next_tick().is_some_and(|at| at <= env.now) {
+        if self.machine.next_tick().is_none_or(|at| at > env.now) {
             return Ok(Progress::None);
         }
         self.machine.handle_tick(env.now, &mut self.actions);
@@ -306,11 +306,11 @@ impl PrimaryProcess {
                 self.disconnect(&why, env)?;
             }
             PrimaryAction::Swap { expected, new } => {
-                let request = env.arbiter.ask(Kind::Swap { expected, new }, env.now, &mut env.rng);
+                let request = env.arbiter.ask(HERE, Kind::Swap { expected, new }, env.now, &mut env.rng);
                 self.asked.push_back(request);
             }
             PrimaryAction::ReadRecord => {
-                self.asked.push_back(env.arbiter.ask(Kind::Read, env.now, &mut env.rng));
+                self.asked.push_back(env.arbiter.ask(HERE, Kind::Read, env.now, &mut env.rng));
             }
             PrimaryAction::DestroyGuest => host.destroy_guest(),
             PrimaryAction::ResumeGuest => {
@@ -322,6 +322,10 @@ impl PrimaryProcess {
         }
         self.point(env)?;
         Ok(Progress::Some)
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
     }
 
     /// The operator's and the guest's deeds.

@@ -94,7 +94,7 @@ pub enum Deed {
 }
 
 /// How often faults happen, per million steps of the run (unless the name says otherwise).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     pub cut: u64,
     pub silence: u64,
@@ -128,6 +128,8 @@ pub struct Scenario {
     pub sync_target_pages: u64,
     pub sync_max_rounds: u64,
     pub low_water_spares: u64,
+    /// Both hosts ask the same arbiter; otherwise there is none.
+    pub shared_arbiter: bool,
     pub solo_automatic: bool,
     pub takeover_automatic: bool,
     /// Pages that the guest writes most of the time.
@@ -168,7 +170,16 @@ impl Scenario {
             copy_only_homes: false,
         };
         let sweep = plan.crash_at.is_some();
-        let faults = if sweep { Faults::default() } else { faults(rng) };
+        let shared_arbiter = sweep || !rng.percent(12);
+        let mut faults = if sweep { Faults::default() } else { faults(rng) };
+        let (mut solo_automatic, mut takeover_automatic) = (!rng.percent(8), !rng.percent(8));
+        if !shared_arbiter {
+            // Only one move may be automatic, and a guard has nobody to ask.
+            solo_automatic = rng.percent(50);
+            takeover_automatic = !solo_automatic;
+            faults.crash_primary = 0;
+            (faults.arbiter_outage, faults.arbiter_unknown_percent) = (0, 0);
+        }
         let primary_suspects = Duration::from_micros(rng.between(4_000, 12_000));
         Self {
             shape,
@@ -180,8 +191,9 @@ impl Scenario {
             sync_target_pages: rng.below(pages + 1),
             sync_max_rounds: rng.between(1, 4),
             low_water_spares: rng.below(spares + 1),
-            solo_automatic: !rng.percent(8),
-            takeover_automatic: !rng.percent(8),
+            shared_arbiter,
+            solo_automatic,
+            takeover_automatic,
             working_set: rng.between(1, pages.min(spares + 2)),
             guest_every_us: rng.pick(&[20, 60, 150, 400]),
             burst_percent: rng.pick(&[0, 0, 1, 5]),

@@ -13,11 +13,12 @@ use romulus_transport::{CloseReason, Fabric};
 
 use super::backup_host::BackupHost;
 use super::env::{Env, Progress, backup_address};
+use super::gate::Mode;
 use super::guest::Run;
 use super::oracle::Stats;
 use super::primary_host::PrimaryHost;
 use super::primary_process::Exit;
-use super::scenario::{Deed, Host, Plan};
+use super::scenario::{Deed, Faults, Host, Plan};
 
 /// Steps after the faults within which everything must be well.
 const PATIENCE_STEPS: u64 = 60_000;
@@ -89,12 +90,15 @@ impl World {
             if step < fault_steps {
                 self.maybe_fault();
             }
+            if step > fault_steps && !self.primary.alive && !self.env.scenario.takeover_automatic {
+                self.operator_takes_over();
+            }
             if !self.deed_done && step >= self.env.scenario.deed_at {
                 self.try_deed();
             }
             self.step();
             self.check_guests();
-            if step > fault_steps && step % 64 == 0 {
+            if step > fault_steps && step.is_multiple_of(64) {
                 ending = self.well();
                 if ending.is_none() && step > fault_steps + PATIENCE_STEPS {
                     let text = self.describe();
@@ -109,6 +113,7 @@ impl World {
     fn step(&mut self) {
         self.env.oracle.stats.steps += 1;
         self.env.now = self.env.now.after(self.env.rng.up_to_us(4));
+        self.env.arbiter.tick(self.env.now, &mut self.env.oracle);
         let first = self.env.rng.below(6);
         for turn in 0..6 {
             let progress = match (first + turn) % 6 {
@@ -122,7 +127,8 @@ impl World {
                 return;
             }
         }
-        let due = [self.primary.next_due(), self.backup.next_due(), self.thaw_at, self.arbiter_up_at];
+        let arbiter = [self.arbiter_up_at, self.env.arbiter.next_due()].into_iter().flatten().min();
+        let due = [self.primary.next_due(), self.backup.next_due(), self.thaw_at, arbiter];
         let next = due.into_iter().flatten().min().unwrap_or(self.env.now.after(Duration::from_millis(1)));
         self.env.now = self.env.now.after(Duration::from_micros(1)).max(next);
     }
@@ -180,7 +186,7 @@ impl World {
         self.network_faults(&faults);
     }
 
-    fn network_faults(&mut self, faults: &super::scenario::Faults) {
+    fn network_faults(&mut self, faults: &Faults) {
         let env = &mut self.env;
         let connections = env.network.connections();
         let Some(last) = connections.last().copied() else { return };
@@ -256,14 +262,23 @@ impl World {
                 None => false,
             },
             Deed::Takeover => match &mut self.backup.process {
-                Some(process) => process.request_takeover(env).is_ok(),
+                // Where nobody arbitrates the operator must know that the primary is dead.
+                Some(process) if env.scenario.shared_arbiter || !self.primary.alive => {
+                    process.request_takeover(false, env).is_ok()
+                }
+                Some(_) => true,
                 None => false,
             },
-            Deed::Stop => self.primary.process.as_mut().is_some_and(|process| {
-                process.request_stop(env);
-                self.stopped = true;
-                true
-            }),
+            Deed::Stop => {
+                // Where nobody arbitrates an operator must know that the backup is not at work.
+                let knows = env.scenario.shared_arbiter || env.scenario.solo_automatic;
+                let process = self.primary.process.as_mut();
+                process.filter(|process| knows || process.is_connected()).is_some_and(|process| {
+                    process.request_stop(env);
+                    self.stopped = true;
+                    true
+                })
+            }
             Deed::StopBackup => self.backup.process.as_mut().is_some_and(|process| {
                 process.request_stop(env);
                 true
@@ -303,11 +318,25 @@ impl World {
         }
     }
 
+    /// The primary's host is dead, and the backup waits to be told.
+    fn operator_takes_over(&mut self) {
+        let protected = self.was_protected();
+        if let Some(process) = self.backup.process.as_mut().filter(|_| protected) {
+            let _ = process.request_takeover(true, &mut self.env);
+        }
+    }
+
     /// Whether all is well, and in which way.
     fn well(&mut self) -> Option<&'static str> {
         let guest = self.primary.guest.run;
         let here = matches!(guest, Run::Running | Run::Paused);
         if self.backup.survivor {
+            self.check_handover();
+            // Where nobody arbitrates a primary cannot learn that it has lost: it holds its output.
+            let silent = !self.env.scenario.shared_arbiter && self.primary.gate.mode == Mode::Holding;
+            if silent {
+                return Some("taken over, the primary holds");
+            }
             return (!here && self.primary.process.is_none()).then_some("taken over");
         }
         if here {
@@ -318,12 +347,20 @@ impl World {
         // With its guest dead a primary waits for a takeover that may never come.
         let waits = process == Some(PrimaryState::TakingOver) && guest == Run::Gone;
         let quiet = (self.primary.is_quiet() || waits) && self.backup_is_quiet();
-        let excused = guest == Run::Ended
-            || self.backup.failed_takeover
-            || !self.backup.alive
-            || !self.env.scenario.takeover_automatic
-            || !self.was_protected();
+        let excused =
+            guest == Run::Ended || self.backup.failed_takeover || !self.backup.alive || !self.was_protected();
         (quiet && excused).then_some(if guest == Run::Ended { "ended" } else { "lost" })
+    }
+
+    /// A planned failover without faults loses nothing.
+    fn check_handover(&mut self) {
+        let smooth =
+            self.env.scenario.deed == Deed::Failover && self.env.scenario.faults == Faults::default();
+        let (sent, known) = (self.primary.guest.sent, self.env.oracle.survivor_sent);
+        if smooth && known != Some(sent) {
+            let text = format!("the guest had sent {sent} packets when it was moved, the survivor {known:?}");
+            self.env.oracle.violate("handover", text);
+        }
     }
 
     /// Whether the record names the image that the backup holds.
@@ -353,6 +390,7 @@ impl World {
             return over.then_some(if stopped { "stopped" } else { "alone without protection" });
         };
         let backup = self.backup.process.as_ref().map(|process| process.machine.state());
+        let waits = !self.env.scenario.solo_automatic;
         match process.machine.state() {
             PrimaryState::Protected if backup == Some(BackupState::Protected) => {
                 let commits = stats.commits >= self.commits_at_heal + EPOCHS_AFTER;
@@ -360,7 +398,7 @@ impl World {
             }
             _ if !self.backup.will_serve() && self.primary.speaks() && released => Some("alone"),
             // Its image is gone, and nobody but the operator may say that the guest goes on alone.
-            PrimaryState::Protected if !self.env.scenario.solo_automatic && !self.was_protected() => {
+            PrimaryState::Protected if waits && !(self.was_protected() && self.backup.will_serve()) => {
                 Some("waiting for an operator")
             }
             _ => None,

@@ -13,6 +13,10 @@ use crate::exit::Failure;
 pub struct Stage {
     /// The guest's machine.
     pub machine: Machine,
+    /// The standby's machine, which should be the same.
+    pub standby: Machine,
+    /// More options of `romulus backup`.
+    pub backup_options: Vec<String>,
     /// The guest's QEMU on the primary host.
     pub guest: Option<Child>,
     /// `romulus backup`.
@@ -31,6 +35,8 @@ impl Stage {
         let dir = tempfile::Builder::new().prefix("romulus-demo-").tempdir().map_err(failed)?;
         let ram = Path::new("/dev/shm").join(dir.path().file_name().unwrap_or_default());
         Ok(Self {
+            standby: machine.clone(),
+            backup_options: Vec::new(),
             machine,
             guest: None,
             backup: None,
@@ -52,6 +58,11 @@ impl Stage {
             dir.disable_cleanup(true);
             println!("  logs and consoles are kept in {}", dir.path().display());
         }
+    }
+
+    /// The console of the guest after it was taken over.
+    pub fn backup_console(&self) -> Console {
+        Console::new(&self.dir().join("backup.console"))
     }
 
     /// The guest's QMP socket on the primary host.
@@ -90,11 +101,11 @@ impl Stage {
     /// Starts `romulus backup` (at `listen`) and waits until it listens; gives its address.
     pub fn start_backup(&mut self, listen: &str) -> Result<String, Failure> {
         let standby = self.dir().join("standby.args");
-        let arguments = self.machine.arguments("{image}", &self.dir().join("backup.console"));
+        let arguments = self.standby.arguments("{image}", &self.dir().join("backup.console"));
         let text = format!("qemu-system-x86_64\n{}\n", arguments.join("\n"));
         std::fs::write(&standby, text)
             .map_err(|e| Failure::failed(format!("writing {}: {e}", standby.display())))?;
-        let arguments = [
+        let mut arguments = vec![
             "--listen".to_owned(),
             listen.to_owned(),
             "--standby".to_owned(),
@@ -104,6 +115,7 @@ impl Stage {
             "--arbiter".to_owned(),
             self.arbiter(),
         ];
+        arguments.extend(self.backup_options.iter().cloned());
         let dir = self.dir().to_owned();
         let backup = self.backup.insert(Instance::start(&self.program, "backup", &dir, &arguments)?);
         backup.wait_for("listening backup", Duration::from_secs(10), |status| {

@@ -7,7 +7,7 @@ use super::pair::{Pair, expect_end, expect_event};
 use crate::error::{CloseReason, TransportError};
 use crate::fabric::{Endpoint, Event, MessageBuffer};
 
-const ARENA_BYTES: usize = 8 << 20;
+const ARENA_BYTES: usize = 4 << 20;
 
 /// The peer writes without pause, changing its memory all the time; the responder closes in the
 /// middle of it. What the arena holds when `close` returns, it holds for good.
@@ -16,12 +16,14 @@ pub fn nothing_lands_after_close(subject: &Subject) {
         let pair = Pair::new(subject, ARENA_BYTES, &[ARENA_BYTES / 2, ARENA_BYTES / 2]);
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _over = SetOnDrop(&is_over);
             let hammer = scope.spawn(|| hammer(&pair));
             scope.spawn(|| {
-                let mut byte = 0u8;
+                let mut bytes = vec![0u8; 4096];
                 while !is_over.load(Ordering::Relaxed) {
-                    byte = byte.wrapping_add(1);
-                    pair.source.write(0, &vec![byte; ARENA_BYTES]);
+                    let next = bytes[0].wrapping_add(1);
+                    bytes.fill(next);
+                    (0..ARENA_BYTES / 4096).for_each(|page| pair.source.write(page * 4096, &bytes));
                 }
             });
             for _ in 0..round % 4 {
@@ -33,10 +35,18 @@ pub fn nothing_lands_after_close(subject: &Subject) {
             let error = hammer.join().expect("the hammering thread");
             assert!(matches!(error, TransportError::Closed(_)), "{error:?}");
             assert!(pair.target_bytes() == at_close, "bytes landed after close, round {round}");
-            is_over.store(true, Ordering::Relaxed);
         });
         let (_, reason) = expect_end(&*pair.responder, pair.patience);
         assert_eq!(reason, CloseReason::Local);
+    }
+}
+
+/// Tells the other threads of a check that it is over, also when it fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Markers fence writes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Subject;
 use super::pair::{Pair, expect_end, expect_event, expect_message};
@@ -8,8 +8,10 @@ use super::pattern::Choices;
 use crate::error::{CloseReason, TransportError};
 use crate::fabric::{Event, MessageBuffer};
 
-const ROUNDS: u64 = 200;
-const AREA_BYTES: u64 = 256 * 1024;
+const ROUNDS: u64 = 100;
+const AREA_BYTES: u64 = 1280 * 1024;
+/// The last write of a round: long, so that one stream is still busy when others are through.
+const LAST_BYTES: u64 = 1024 * 1024;
 /// Rounds on their way at a time, each with an area of its own.
 const DEPTH: u64 = 4;
 
@@ -29,17 +31,18 @@ pub fn a_fence_comes_after_every_write_before_it(subject: &Subject) {
                 initiator.completed(round.saturating_sub(DEPTH), pair.patience).expect("completion");
                 let area = round % DEPTH * AREA_BYTES;
                 pair.source.write(area as usize, &vec![round as u8; AREA_BYTES as usize]);
-                let mut at = 0;
-                while at < AREA_BYTES {
-                    let len_bytes = (1 + choices.below(60_000)).min(AREA_BYTES - at);
+                let (mut at, last) = (0, AREA_BYTES - LAST_BYTES);
+                while at < last {
+                    let len_bytes = (1 + choices.below(60_000)).min(last - at);
                     initiator.write(&[pair.write(area + at, area + at, len_bytes)]).expect("writing");
                     at += len_bytes;
                 }
+                initiator.write(&[pair.write(area + last, area + last, LAST_BYTES)]).expect("writing");
                 initiator.mark(round).expect("marking");
             }
         });
         for round in 1..=ROUNDS {
-            pair.expect_fence(round);
+            look_for_fence(&pair, round);
             let mut bytes = vec![0; AREA_BYTES as usize];
             pair.target[0].read((round % DEPTH * AREA_BYTES) as usize, &mut bytes);
             let missing = bytes.iter().filter(|byte| **byte != round as u8).count();
@@ -47,6 +50,18 @@ pub fn a_fence_comes_after_every_write_before_it(subject: &Subject) {
             responder.send(&round.to_le_bytes()).expect("acknowledging");
         }
     });
+}
+
+/// Looks all the time instead of waiting, so as to see a fence that comes too soon.
+fn look_for_fence(pair: &Pair, marker: u64) {
+    let mut message = MessageBuffer::default();
+    let start = Instant::now();
+    loop {
+        match pair.responder.next_event(&mut message, Duration::ZERO).expect("next_event") {
+            Event::Idle => assert!(start.elapsed() < pair.patience, "no fence {marker}"),
+            event => return assert_eq!(event, Event::Fenced { marker }),
+        }
+    }
 }
 
 /// Fences come one for each marker, also for those without writes, and when the receiver looks

@@ -104,7 +104,7 @@ impl TcpChannel {
     }
 
     fn heartbeat_every_us(&self) -> u32 {
-        self.config.heartbeat_every.as_micros().min(u32::MAX.into()) as u32
+        self.config.heartbeat_every().as_micros().min(u32::MAX.into()) as u32
     }
 
     /// Opens the data streams, each with its preface.
@@ -170,7 +170,7 @@ impl TcpChannel {
         let heartbeat = Heartbeat {
             link,
             writer,
-            every: self.config.heartbeat_every,
+            every: self.config.heartbeat_every(),
             silent_after: self.config.silent_after,
             // A responder establishes when the initiator has: it may beat only later.
             waits_for_peer: is_initiator,

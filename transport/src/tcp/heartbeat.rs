@@ -67,12 +67,18 @@ impl Heartbeat {
     /// The kernel knows when it last received anything, so this holds however busy the threads
     /// of this process are.
     fn check_peer(&self, watched: Duration, watch: &mut Watch) {
-        let sockets = self.link.data.iter().chain([&self.link.control]);
-        let Some(silent) = sockets.filter_map(|socket| since_last_data(socket).ok()).min() else { return };
+        let Ok(silent) = since_last_data(&self.link.control) else { return };
         watch.was_heard |= silent < watched;
         let waits = self.waits_for_peer && !watch.was_heard;
         let limit = if waits { self.silent_after.max(ESTABLISHING) } else { self.silent_after };
-        if silent.min(watched) >= limit {
+        if silent.min(watched) < limit {
+            return;
+        }
+        // The data streams are asked only now: the answer waits for a thread that is in the
+        // middle of receiving.
+        let data = self.link.data.iter().filter_map(|socket| since_last_data(socket).ok());
+        let silent = data.fold(silent, Duration::min);
+        if silent >= limit {
             self.link.end(CloseReason::Silent(silent));
         }
     }

@@ -81,8 +81,9 @@ impl Link {
     pub(super) fn end(&self, reason: CloseReason) -> CloseReason {
         let reason = lock(&self.fate).ended.get_or_insert(reason).clone();
         self.is_ended.store(true, Ordering::Release);
-        for socket in self.data.iter().chain([&self.control]) {
-            // It fails when the peer has gone already, which is as good.
+        for socket in [&self.control].into_iter().chain(&self.data) {
+            // It fails when the peer has gone already, which is as good. It waits for a thread
+            // that is in the middle of receiving, so the control stream comes first.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
         self.ended.raise();

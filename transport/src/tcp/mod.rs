@@ -45,7 +45,7 @@ pub struct TcpConfig {
     /// Data streams of a connection, 1 to 16; default 2. The initiator's wish counts. Each costs
     /// the receiver a thread; more than one lets several cores copy.
     pub streams: usize,
-    /// Time between two heartbeats; default 20 ms. The peer's `silent_after` must be at least
+    /// Time between two heartbeats, at least 1 ms; default 20 ms. The peer's `silent_after` must be at least
     /// three times as long, or the handshake fails.
     pub heartbeat_every: Duration,
     /// The connection ends as silent when nothing at all was received for this long; default
@@ -93,6 +93,10 @@ impl std::fmt::Debug for TcpConfig {
 impl TcpConfig {
     fn streams(&self) -> usize {
         self.streams.clamp(1, wire::MAX_STREAMS)
+    }
+
+    fn heartbeat_every(&self) -> Duration {
+        self.heartbeat_every.max(Duration::from_millis(1))
     }
 
     /// Starts a named thread, the hook first.

@@ -17,7 +17,7 @@ pub(super) fn configure(socket: &TcpStream, config: &TcpConfig) -> io::Result<()
     sockopt::set_tcp_keepidle(socket, Duration::from_secs(1))?;
     sockopt::set_tcp_keepintvl(socket, Duration::from_secs(1))?;
     sockopt::set_tcp_keepcnt(socket, 5)?;
-    let user_timeout = (2 * config.silent_after).max(Duration::from_secs(5));
+    let user_timeout = config.silent_after.saturating_mul(2).max(Duration::from_secs(5));
     sockopt::set_tcp_user_timeout(socket, user_timeout.as_millis().min(u32::MAX.into()) as u32)?;
     if let Some(bytes) = config.socket_buffer_bytes {
         sockopt::set_socket_send_buffer_size(socket, bytes)?;

@@ -14,6 +14,8 @@ use crate::placement::committed::HomingCopy;
 
 /// Fewer copies than this are made by one thread: starting others takes longer.
 const PARALLEL_FROM: usize = 1024;
+/// Standbys that are tried before the guest counts as lost.
+const ACTIVATION_ATTEMPTS: u32 = 3;
 /// Copies that a thread takes at a time.
 const BATCH: usize = 64;
 
@@ -79,9 +81,25 @@ fn activate(
     let copied = shared.clock.now();
     takeover.copy_ms = milliseconds(copied.since(began));
     let state = shared.read_state(epoch)?;
-    lock(&shared.standby).activate(&state).map_err(|error| error.to_string())?;
+    start_guest(shared, &lent, &state)?;
     takeover.activate_ms = milliseconds(shared.clock.now().since(copied));
     Ok(())
+}
+
+/// Starts the guest from a state over the image that is whole now. This host owns the guest already,
+/// so a standby that is gone or fails is replaced and not taken for the end.
+fn start_guest(shared: &Shared, lent: &Lent, state: &[u8]) -> Result<(), String> {
+    let mut standby = lock(&shared.standby);
+    let mut ready = standby.check();
+    for _ in 1..ACTIVATION_ATTEMPTS {
+        match ready.and_then(|()| standby.activate(state)) {
+            Ok(()) => return Ok(()),
+            Err(error) => shared.note(&format!("the guest did not start ({error}): trying another standby")),
+        }
+        standby.abandon();
+        ready = standby.prepare(&lent.layout, &lent.memory.regions).map(drop);
+    }
+    ready.and_then(|()| standby.activate(state)).map_err(|error| error.to_string())
 }
 
 /// Makes all copies, on several threads where there are many.

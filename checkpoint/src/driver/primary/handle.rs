@@ -41,6 +41,7 @@ impl PrimaryHandle {
             state_reason: view.journal.state_reason.clone(),
             peer: shared.options.peer.to_string(),
             connected: link.is_some(),
+            refusal: view.refusal.clone(),
             epoch: epoch.0,
             lag_epochs,
             lag_us: view.acked_pause.map_or(0, |pause| now.since(pause).as_micros() as u64),

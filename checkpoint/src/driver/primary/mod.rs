@@ -21,4 +21,4 @@ mod status;
 pub use handle::PrimaryHandle;
 pub use options::{CaptureMode, PrimaryOptions, PrimaryParts, Watermark};
 pub use start::PrimaryDriver;
-pub use status::{Percentiles, PhaseStatus, PrimaryOutcome, PrimaryStatus, SyncProgress};
+pub use status::{Percentiles, PhaseStatus, PrimaryOutcome, PrimaryStatus, Refusal, SyncProgress};

@@ -12,7 +12,7 @@ use super::link::Link;
 use super::options::PrimaryOptions;
 use super::plan::Borders;
 use super::staging::Staging;
-use super::status::{PrimaryOutcome, SyncProgress, state_name};
+use super::status::{PrimaryOutcome, Refusal, SyncProgress, state_name};
 use crate::arbiter::{Arbiter, Record};
 use crate::driver::Clock;
 use crate::driver::journal::Journal;
@@ -59,6 +59,8 @@ pub(super) struct View {
     pub connections: u64,
     pub overflows: u64,
     pub bytes_of_closed_links: u64,
+    /// The backup's last refusal, until an epoch is acked.
+    pub refusal: Option<Refusal>,
     /// The pause of the last acked epoch.
     pub acked_pause: Option<Time>,
     /// When the Commit of epoch n was posted, at n modulo the length.
@@ -260,6 +262,10 @@ impl Shared {
                 self.metrics.count(Counter::DeltaSyncs, 1);
                 self.note(&format!("goes on from epoch {at} without a full copy, {pages} pages to repeat"));
             }
+            // Told as the failure to connect, or as the end of the connection.
+            PrimaryReport::Refused { code, text } => {
+                lock(&self.view).refusal = Some(Refusal { code: format!("{code:?}"), text: text.clone() });
+            }
         }
     }
 
@@ -270,6 +276,7 @@ impl Shared {
         let mut view = lock(&self.view);
         let pause = now.nanoseconds.saturating_sub(commit_latency.as_nanos() as u64);
         view.acked_pause = Some(Time { nanoseconds: pause });
+        view.refusal = None;
         let (posted_epoch, posted) = view.posted[epoch.0 as usize % view.posted.len()];
         drop(view);
         if posted_epoch == epoch {

@@ -40,6 +40,15 @@ pub struct SyncProgress {
     pub pages_total: u64,
 }
 
+/// The backup's word that it will not serve this guest.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Refusal {
+    /// The protocol's error code: `Version`, `NoRoom`, `MachineMismatch`, ...
+    pub code: String,
+    /// The backup's reason.
+    pub text: String,
+}
+
 /// A snapshot of a primary.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PrimaryStatus {
@@ -53,6 +62,8 @@ pub struct PrimaryStatus {
     pub peer: String,
     /// Whether there is a connection.
     pub connected: bool,
+    /// The backup's last refusal; `None` once an epoch was acked after it.
+    pub refusal: Option<Refusal>,
     /// Last acked epoch; what the backup would resume.
     pub epoch: u64,
     /// Captured and not yet acked epochs.
