@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (region, mapping) in
         regions.iter().zip(ram::locate(&regions, &process.shared_mappings()?, inventory.address_of_zero)?)
     {
-        let memory = process.map_read_only(&mapping)?;
+        let (_, memory) = process.map_read_only(&mapping)?;
         println!("region {} at {:#x}: {memory:?}", region.name, mapping.address);
     }
     Ok(())

@@ -110,15 +110,16 @@ impl Process {
     }
 
     /// Maps a shared mapping of the process here, for reading only: what is written through
-    /// another mapping would not be seen as dirty.
-    pub fn map_read_only(&self, mapping: &SharedMapping) -> Result<Memory, QemuError> {
+    /// another mapping would not be seen as dirty. Also gives the file mapped.
+    pub fn map_read_only(&self, mapping: &SharedMapping) -> Result<(File, Memory), QemuError> {
         let what = || format!("mapping guest memory {} of process {}", mapping.name, self.pid());
         let (start, end) = mapping.first_line;
         let path = format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid());
         let file =
             File::open(&path).map_err(|error| QemuError::failed(what(), format!("{path}: {error}")))?;
         let length = usize::try_from(mapping.len_bytes).map_err(|error| QemuError::failed(what(), error))?;
-        map_guest_file(&file, mapping.offset, length).map_err(|error| QemuError::failed(what(), error))
+        let memory = map_guest_file(&file, mapping.offset, length);
+        Ok((file, memory.map_err(|error| QemuError::failed(what(), error))?))
     }
 }
 

@@ -5,6 +5,7 @@ use romulus_checkpoint::Region;
 use romulus_host::tracking::DirtyRange;
 
 use super::options::GuestOptions;
+use super::ram_file::RamFile;
 use super::run_state::RunState;
 use super::{PauseDetail, QemuGuest};
 use crate::discover::{Inventory, identity, ram, refusal};
@@ -58,9 +59,12 @@ impl QemuGuest {
         let mut layout = ram::layout(&regions);
         let mut memory = Vec::new();
         let mut ranges = Vec::new();
+        let mut ram_files = Vec::new();
         let mut first = 0;
         for (mapping, region) in mappings.iter().zip(&layout.regions) {
-            memory.push(process.map_read_only(mapping)?);
+            let (file, block) = process.map_read_only(mapping)?;
+            ram_files.push(RamFile { file, offset_bytes: mapping.offset, memory: block.clone() });
+            memory.push(block);
             ranges.push(DirtyRange {
                 address: mapping.address,
                 pages: region.pages,
@@ -81,6 +85,7 @@ impl QemuGuest {
             layout,
             memory,
             ranges,
+            ram_files,
             rom_first: first,
             rom_dirty_pages: 0,
             rom,

@@ -3,6 +3,7 @@
 mod attach;
 mod detail;
 mod options;
+mod ram_file;
 mod run_state;
 mod savers;
 mod seam;
@@ -23,6 +24,7 @@ use crate::process::Process;
 use crate::qmp::{Client, Prepared, QmpError};
 use crate::stream::RomRecord;
 use detail::PauseDetail;
+use ram_file::RamFile;
 use run_state::RunState;
 use savers::Savers;
 
@@ -40,6 +42,7 @@ pub struct QemuGuest {
     machine: MachineIdentity,
     memory: Vec<Memory>,
     ranges: Vec<DirtyRange>,
+    ram_files: Vec<RamFile>,
     rom: RomRecord,
     /// First page of the ROM region.
     rom_first: u64,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use romulus_checkpoint::guest::{Guest, GuestError, GuestEvent};
 use romulus_checkpoint::wire::message::MachineIdentity;
-use romulus_checkpoint::{Extent, GuestLayout};
+use romulus_checkpoint::{Extent, GuestLayout, PageIndex};
 use romulus_host::tracking;
 use romulus_transport::Memory;
 
@@ -98,6 +98,14 @@ impl Guest for QemuGuest {
             }
             Err(error) => Err(self.seam_error(error, "saving the state of CPU and devices")),
         }
+    }
+
+    fn populated(&self, pages: &mut Vec<Extent>) {
+        for (range, file) in self.ranges.iter().zip(&self.ram_files) {
+            file.populated(range.first, pages);
+        }
+        let rom_pages = self.layout.pages() - self.rom_first;
+        pages.push(Extent { first: PageIndex(self.rom_first), pages: rom_pages });
     }
 
     fn collect(&mut self, dirty: &mut Vec<Extent>) -> Result<(), GuestError> {
