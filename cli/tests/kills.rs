@@ -47,7 +47,7 @@ fn exactly_the_primary_runs(stage: &mut Stage, console: &mut Console, context: &
         );
         std::thread::sleep(Duration::from_millis(10));
     }
-    let mut second = Console::new(&stage.dir().join("backup.console"));
+    let mut second = stage.backup_console();
     second.poll();
     assert_eq!(second.last, None, "{context}: a second copy of the guest has run at the backup");
 }

@@ -34,6 +34,9 @@ pub(super) struct Grant {
     /// The arbiter has no record of the guest: nothing can be decided until somebody restores it.
     missing: bool,
     pending: Option<Pending>,
+    /// Records of swaps of unknown outcome that another one from the same record has superseded:
+    /// each may still happen until an outcome is known.
+    superseded: Vec<Record>,
     asked: Asked,
     retry_at: Option<Time>,
     retry_after: Duration,
@@ -46,6 +49,7 @@ impl Grant {
             record,
             missing: false,
             pending: None,
+            superseded: Vec::new(),
             asked: Asked::Nothing,
             retry_at: None,
             retry_after,
@@ -72,8 +76,8 @@ impl Grant {
         matches!(self.record.ownership, Ownership::Protected { .. })
     }
 
-    /// Whether every record that the arbiter may hold, a pending swap's included, is one under
-    /// which an image may cover output: it names the image, or lets nobody take over.
+    /// Whether every record that the arbiter may hold, those of swaps of unknown outcome included,
+    /// is one under which an image may cover output: it names the image, or lets nobody take over.
     pub(super) fn covers(&self, is_named: impl Fn(u64) -> bool) -> bool {
         let covers = |record: &Record| match record.ownership {
             Ownership::Protected { .. } => is_named(record.nonce),
@@ -83,6 +87,7 @@ impl Grant {
         !self.missing
             && covers(&self.record)
             && self.pending.as_ref().is_none_or(|pending| covers(&pending.new))
+            && self.superseded.iter().all(covers)
     }
 
     /// A nonce for a record that is no pairing's.
@@ -116,6 +121,7 @@ impl Grant {
         if !self.pending.as_ref().is_some_and(same) {
             let expected = self.record.clone();
             let new = expected.successor(ownership, nonce);
+            self.superseded.extend(self.pending.take().map(|pending| pending.new));
             self.pending = Some(Pending { expected, new, repeat: false });
         }
         self.issue(actions);
@@ -193,10 +199,42 @@ impl Grant {
     /// Takes what the arbiter holds for the truth.
     fn adopt(&mut self, actual: Option<Record>, now: Time) {
         self.pending = None;
+        self.superseded.clear();
         self.missing = actual.is_none();
         match actual {
             Some(record) => self.record = record,
             None => self.retry_at = Some(now.after(self.retry_after * 10)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Generation, SessionId};
+
+    fn protected(backup: &str) -> Ownership {
+        Ownership::Protected { primary: "p".into(), backup: backup.into() }
+    }
+
+    /// A swap to pair with one image, of unknown outcome, superseded by one to pair with another:
+    /// until the outcome is known, an ack of the second image covers nothing.
+    #[test]
+    fn i1_a_superseded_pairing_may_still_have_happened() {
+        let solo = Ownership::Solo { primary: "p".into() };
+        let record = Record { ownership: solo, generation: Generation(1), nonce: 9 };
+        let mut grant = Grant::new(record.clone(), Nonces::new(1, SessionId(1)), Duration::from_millis(1));
+        let (mut actions, now) = (Actions::new(), Time::default());
+        grant.swap(protected("b1"), 1, &mut actions);
+        let first = record.successor(protected("b1"), 1);
+        grant.swapped(&first, SwapOutcome::Unknown("no answer".into()), now);
+        grant.ask_read(&mut actions);
+        grant.read(Ok(Some(record.clone())), now);
+        assert!(grant.may_swap());
+        grant.swap(protected("b2"), 2, &mut actions);
+        assert!(!grant.covers(|nonce| nonce == 2), "the first pairing may be the record");
+        let second = record.successor(protected("b2"), 2);
+        grant.swapped(&second, SwapOutcome::Won, now);
+        assert!(grant.covers(|nonce| nonce == 2), "only the second can be the record now");
     }
 }

@@ -19,6 +19,8 @@ pub struct Machine {
     pub check_mib: u64,
     /// Rate at which it rewrites pages.
     pub dirty_mib_per_second: f64,
+    /// The guest powers off by itself after so many seconds.
+    pub halt_after_s: Option<u64>,
     /// Folder with `vmlinuz` and `initramfs`.
     pub image_dir: PathBuf,
 }
@@ -50,10 +52,13 @@ impl Machine {
         let console = format!("file:{}", console.display());
         let kernel = self.image_dir.join("vmlinuz");
         let initramfs = self.image_dir.join("initramfs");
-        let settings = format!(
+        let mut settings = format!(
             "console=ttyS0 quiet romulus.check_mib={} romulus.dirty_mib_per_second={}",
             self.check_mib, self.dirty_mib_per_second
         );
+        if let Some(seconds) = self.halt_after_s {
+            settings.push_str(&format!(" romulus.halt_after_s={seconds}"));
+        }
         add(&["-name", "romulus-demo", "-nodefaults", "-vga", "none", "-display", "none"]);
         add(&["-machine", &machine, "-cpu", cpu, "-smp", "1", "-m", &size, "-object", &backend]);
         add(&["-kernel", &kernel.to_string_lossy(), "-initrd", &initramfs.to_string_lossy()]);

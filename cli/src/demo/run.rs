@@ -21,6 +21,7 @@ fn machine(options: &DemoOptions) -> Machine {
         memory_mib: options.guest_mib,
         check_mib: options.check_mib.unwrap_or((options.guest_mib / 4).min(256)),
         dirty_mib_per_second: options.dirty_mib_per_second,
+        halt_after_s: None,
         image_dir: options.image_dir.clone(),
     }
 }
@@ -172,7 +173,7 @@ fn watch_takeover(stage: &mut Stage, killed: Instant, report: &mut RunReport) ->
 fn check_guest(stage: &mut Stage, primary: &mut Console, report: &mut RunReport) -> Result<(), Failure> {
     primary.poll();
     let before = primary.last.unwrap_or_default();
-    let mut console = Console::new(&stage.dir().join("backup.console"));
+    let mut console = stage.backup_console();
     let started = Instant::now();
     loop {
         console.poll();

@@ -60,6 +60,11 @@ impl Stage {
         }
     }
 
+    /// The console of the guest after it was taken over.
+    pub fn backup_console(&self) -> Console {
+        Console::new(&self.dir().join("backup.console"))
+    }
+
     /// The guest's QMP socket on the primary host.
     pub fn qmp(&self) -> PathBuf {
         self.dir().join("primary.qmp")

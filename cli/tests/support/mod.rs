@@ -30,6 +30,7 @@ pub fn stage() -> Stage {
         memory_mib: 256,
         check_mib: 32,
         dirty_mib_per_second: 10.0,
+        halt_after_s: None,
         image_dir: image_dir(),
     };
     Stage::new(machine, program()).expect("a stage")
