@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -36,10 +37,10 @@ fn goes_on_at_the_backup(stage: &mut Stage) -> Report {
     loop {
         console.poll();
         assert_eq!(console.complaints, Vec::<String>::new());
-        if let (Some(first), Some(last)) = (console.first, console.last) {
-            if last.passes > first.passes + 1 {
-                return first;
-            }
+        if let (Some(first), Some(last)) = (console.first, console.last)
+            && last.passes > first.passes + 1
+        {
+            return first;
         }
         assert!(Instant::now() < deadline, "the guest does not go on: {:?}", console.last);
         std::thread::sleep(Duration::from_millis(20));
@@ -51,9 +52,25 @@ fn exit_code_of_protect(stage: &mut Stage) -> Option<i32> {
     protect.child.wait().expect("protect ends").code()
 }
 
+/// Both recordings of a session hold against docs/protocol.md, read by an independent program.
+fn recordings_verify(recordings: &[PathBuf]) {
+    let verifier = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/verify_protocol.py");
+    for recording in recordings {
+        let output = Command::new("python3").arg(&verifier).arg(recording).output().expect("python3 runs");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+}
+
 #[test]
-fn a_planned_failover_loses_no_step() {
-    let mut stage = protected_stage(|_| ());
+fn a_planned_failover_loses_no_step_and_keeps_to_the_protocol() {
+    let mut recordings = Vec::new();
+    let mut stage = protected_stage(|stage| {
+        recordings = ["primary", "backup"].map(|side| stage.dir().join(format!("{side}.recording"))).to_vec();
+        let record = |at: usize| vec!["--record".to_owned(), recordings[at].to_string_lossy().into_owned()];
+        stage.protect_options = record(0);
+        stage.backup_options = record(1);
+    });
     let control = stage.protect.as_ref().expect("protect runs").control.clone();
     let asked = Command::new(support::program()).arg("failover").arg("--control").arg(&control).output();
     assert!(asked.expect("romulus failover runs").status.success());
@@ -72,6 +89,11 @@ fn a_planned_failover_loses_no_step() {
         first.counter,
         last.counter
     );
+    let mut backup = stage.backup.take().expect("the backup runs");
+    let standby = backup.status().and_then(|status| pid(&status, "/standby_pid")).expect("the guest");
+    rustix::process::kill_process(standby, rustix::process::Signal::KILL).expect("the guest runs");
+    kill(&mut backup.child);
+    recordings_verify(&recordings);
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl PinningPlan {
         Self::default()
     }
 
-    /// The last cores for the threads of [`PRIORITY`], one each, while half of all cores is left
+    /// The last cores for the threads that matter most, one each, while half of all cores is left
     /// to the guest and the rest. On two cores or fewer nothing is pinned: a pinned thread would
     /// share its core with the guest anyway, and could not move out of its way.
     pub fn auto(cores: &[usize]) -> Self {

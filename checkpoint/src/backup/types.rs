@@ -54,36 +54,36 @@ pub enum BackupAction {
     /// Send on the control channel under this identity.
     Send(Identity, Message),
     /// Read the slot of this epoch ([`crate::wire::slot::decode`]), then call
-    /// [`Backup::handle_slot`].
+    /// [`Backup::handle_slot`](super::Backup::handle_slot).
     ReadSlot {
         /// The identity the slot must carry.
         identity: Identity,
         /// The epoch.
         epoch: Epoch,
     },
-    /// Homings are due: wake the homing thread ([`Backup::next_homing`]).
+    /// Homings are due: wake the homing thread ([`Backup::next_homing`](super::Backup::next_homing)).
     WakeHoming,
-    /// Close the connection, then call [`Backup::handle_disconnected`].
+    /// Close the connection, then call [`Backup::handle_disconnected`](super::Backup::handle_disconnected).
     CloseConnection(String),
     /// Make sure that nothing the primary sends can land any more (destroy the connection, join,
-    /// deregister) and that no homing copy runs, then call [`Backup::handle_fenced`].
+    /// deregister) and that no homing copy runs, then call [`Backup::handle_fenced`](super::Backup::handle_fenced).
     Fence,
-    /// Ask the arbiter, then call [`Backup::handle_swap`].
+    /// Ask the arbiter, then call [`Backup::handle_swap`](super::Backup::handle_swap).
     Swap {
         /// The record expected.
         expected: Option<Record>,
         /// The new record.
         new: Record,
     },
-    /// Read the record, then call [`Backup::handle_record`].
+    /// Read the record, then call [`Backup::handle_record`](super::Backup::handle_record).
     ReadRecord,
-    /// Make the trial load of the committed state, then call [`Backup::handle_trial`].
+    /// Make the trial load of the committed state, then call [`Backup::handle_trial`](super::Backup::handle_trial).
     Trial {
         /// Whose slot holds the state.
         epoch: Epoch,
     },
     /// Copy these pages home, then activate the standby with the state in the slot of `epoch`,
-    /// then call [`Backup::handle_activated`].
+    /// then call [`Backup::handle_activated`](super::Backup::handle_activated).
     TakeOver {
         /// C.
         epoch: Epoch,
@@ -129,10 +129,10 @@ pub struct Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Goes on with the arena there is: destroy the old connection, quiesce homing, then
-    /// [`Backup::welcome`].
+    /// [`Backup::welcome`](super::Backup::welcome).
     Resume,
-    /// Needs a new arena of this shape and a prepared standby, then [`Backup::welcome`].
+    /// Needs a new arena of this shape and a prepared standby, then [`Backup::welcome`](super::Backup::welcome).
     Prepare(ArenaShape),
-    /// The record must be read first: [`Backup::admit_with_record`].
+    /// The record must be read first: [`Backup::admit_with_record`](super::Backup::admit_with_record).
     NeedsRecord,
 }

@@ -76,7 +76,7 @@ pub enum Work {
         /// All pages, or the dirty ones.
         everything: bool,
     },
-    /// Pause, mark, save, collect, [`Primary::place`], copy, resume.
+    /// Pause, mark, save, collect, [`Primary::place`](super::Primary::place), copy, resume.
     Checkpoint {
         /// Do not resume after it: planned failover or the guest has ended.
         last: bool,
@@ -113,19 +113,19 @@ pub enum PrimaryAction {
     Send(Identity, Message),
     /// Give to the output gate.
     Release(ReleaseToken),
-    /// Begin to hold output, then call [`Primary::handle_held`]: no checkpoint is asked for
+    /// Begin to hold output, then call [`Primary::handle_held`](super::Primary::handle_held): no checkpoint is asked for
     /// before. Carried out in order with [`Release`](Self::Release), across threads too.
     HoldOutput,
-    /// Close the connection for good, then call [`Primary::handle_disconnected`].
+    /// Close the connection for good, then call [`Primary::handle_disconnected`](super::Primary::handle_disconnected).
     CloseConnection(String),
-    /// Ask the arbiter, then call [`Primary::handle_swap`].
+    /// Ask the arbiter, then call [`Primary::handle_swap`](super::Primary::handle_swap).
     Swap {
         /// The record expected.
         expected: Option<Record>,
         /// The new record.
         new: Record,
     },
-    /// Read the record, then call [`Primary::handle_record`].
+    /// Read the record, then call [`Primary::handle_record`](super::Primary::handle_record).
     ReadRecord,
     /// The backup owns the guest: destroy it here.
     DestroyGuest,

@@ -26,7 +26,7 @@ use romulus_transport::tcp::{TcpConfig, TcpFabric};
 use super::cut::{CutFabric, Switch};
 
 /// Nothing in these tests takes nearly as long; a test that waits in vain ends after this.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An arbiter that a dead host does not reach.
 pub struct HostArbiter {

@@ -67,18 +67,28 @@ fn i2_with_copy_workers_depth_4_and_memory_that_cannot_be_registered() {
 
 #[test]
 fn i2_with_epochs_larger_than_staging() {
-    let options = SyntheticOptions { pace: Pace::PerResume(1600), regions: vec![3000], ..busy_guest() };
+    let options = SyntheticOptions {
+        pace: Pace::PerResume(3000),
+        fill: Fill::Touch,
+        regions: vec![3000],
+        ..busy_guest()
+    };
     let lab = Lab {
         tune_primary: |options| {
             options.staging_bytes = 4 << 20;
-            options.spares = 4096;
+            options.spares = 8192;
+            options.machine.interval = std::time::Duration::from_millis(20);
         },
         ..Lab::new(options)
     };
     protect_kill_and_check(&lab, &[2, 9]);
     let backup = lab.start_backup();
     let primary = lab.start_primary(backup.handle.local_address());
-    until("an epoch was sent in pieces", || primary.handle.status().pieced_epochs > 0);
+    let begun = std::time::Instant::now();
+    while primary.handle.status().pieced_epochs == 0 {
+        assert!(begun.elapsed() < super::harness::PATIENCE, "{:#?}", primary.handle.status());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
     primary.stop();
     backup.stop();
 }

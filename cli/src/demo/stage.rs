@@ -17,6 +17,8 @@ pub struct Stage {
     pub standby: Machine,
     /// More options of `romulus backup`.
     pub backup_options: Vec<String>,
+    /// More options of `romulus protect`.
+    pub protect_options: Vec<String>,
     /// The guest's QEMU on the primary host.
     pub guest: Option<Child>,
     /// `romulus backup`.
@@ -37,6 +39,7 @@ impl Stage {
         Ok(Self {
             standby: machine.clone(),
             backup_options: Vec::new(),
+            protect_options: Vec::new(),
             machine,
             guest: None,
             backup: None,
@@ -125,7 +128,7 @@ impl Stage {
 
     /// Starts `romulus protect`.
     pub fn start_protect(&mut self, backup: &str, interval_ms: f64) -> Result<(), Failure> {
-        let arguments = [
+        let mut arguments = vec![
             "--guest".to_owned(),
             format!("qemu:{}", self.qmp().display()),
             "--backup".to_owned(),
@@ -139,6 +142,7 @@ impl Stage {
             "--arbiter".to_owned(),
             self.arbiter(),
         ];
+        arguments.extend(self.protect_options.iter().cloned());
         let dir = self.dir().to_owned();
         self.protect = Some(Instance::start(&self.program, "protect", &dir, &arguments)?);
         Ok(())

@@ -1,6 +1,6 @@
 //! Tracking by write protection: userfaultfd in asynchronous mode and `PAGEMAP_SCAN`.
 //!
-//! A userfaultfd is made inside the tracked process (see [`super::inject`]) and lives only here:
+//! A userfaultfd is made inside the tracked process (see `inject`) and lives only here:
 //! when this process ends, however it ends, the kernel removes all protection. The first write to
 //! a protected page costs its writer about a microsecond; nobody waits for anybody.
 //!

@@ -43,15 +43,16 @@ impl Staging {
         let free = self.len_bytes - (taken - self.released.load(Ordering::Acquire));
         let place = taken % self.len_bytes;
         let to_the_end = self.len_bytes - place;
-        let span = if free.min(to_the_end) >= least && (to_the_end >= wanted || free <= to_the_end) {
-            Span { offset: place, len_bytes: wanted.min(free.min(to_the_end)), end: 0 }
+        // Here, up to the end of the memory, or from its start: then what is left at the end is
+        // skipped, and released with this span.
+        let here = free.min(to_the_end);
+        let at_start = free.saturating_sub(to_the_end);
+        let span = if here >= wanted || (here >= least && here >= at_start) {
+            Span { offset: place, len_bytes: wanted.min(here), end: 0 }
+        } else if at_start >= least {
+            Span { offset: 0, len_bytes: wanted.min(at_start), end: to_the_end }
         } else {
-            // From the start: what is left at the end is skipped and released with this span.
-            let after_skip = free.checked_sub(to_the_end)?;
-            if after_skip < least {
-                return None;
-            }
-            Span { offset: 0, len_bytes: wanted.min(after_skip), end: to_the_end }
+            return None;
         };
         let end = taken + span.end + span.len_bytes;
         self.taken.store(end, Ordering::Relaxed);
@@ -99,6 +100,19 @@ mod tests {
         ring.release(b.end);
         let c = ring.take(16, 4).expect("all free");
         assert!(c.len_bytes >= 8, "{c:?}");
+    }
+
+    #[test]
+    fn an_empty_ring_of_twice_the_least_always_has_room() {
+        for place in (0..64).step_by(4) {
+            for wanted in (32..=128).step_by(4) {
+                let ring = ring(64);
+                let before = ring.take(place, 0).expect("empty ring");
+                ring.release(before.end);
+                let span = ring.take(wanted, 32);
+                assert!(span.is_some_and(|span| span.len_bytes >= 32), "{place} {wanted}: {span:?}");
+            }
+        }
     }
 
     #[test]
