@@ -134,6 +134,8 @@ impl Backup {
         }
         self.link = Link { phase: LinkPhase::Welcomed, last_heard: now, heartbeats: 0, heartbeat_due: now };
         self.suspected = false;
+        // From here on the primary may have the record say `Protected` again, without a commit.
+        self.known_solo = false;
         self.reread_at = None;
         self.because(format_args!("{} connects", hello.primary));
         self.refresh_state(actions);

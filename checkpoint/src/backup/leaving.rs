@@ -84,7 +84,10 @@ impl Backup {
             self.send(Message::Bye { reason: ByeReason::BackupLeaves }, actions);
             self.standing = Standing::Leaving(now.after(self.config.suspect_after));
             if let Some(image) = &mut self.image {
+                // Its heartbeats may still come under the incarnation before.
+                let previous = image.previous;
                 image.disconnected();
+                image.previous = previous;
                 image.consumed = true;
                 image.quiescing = true;
             }

@@ -229,6 +229,12 @@ impl Primary {
                 self.lost(format_args!("{} has taken the guest over", self.backup.clone()), now, actions);
                 Ok(())
             }
+            // A failover that was called off after the Bye: the record tells whether it was in time.
+            ByeReason::Failover | ByeReason::GuestDied if self.config.shared_arbiter => {
+                self.close(format_args!("the backup says that it has taken over"), now, actions);
+                self.grant.ask_read(actions);
+                Ok(())
+            }
             _ if told == Some(reason) => {
                 self.at_large = false;
                 self.close(format_args!("the backup was told"), now, actions);

@@ -373,6 +373,11 @@ impl World {
         protected && record.nonce == pairing(session, incarnation)
     }
 
+    /// Whether the backup has an image, and has not tried in vain to make a guest of it.
+    fn backup_stands_by(&self) -> bool {
+        self.was_protected() && self.backup.will_serve() && !self.backup.failed_takeover
+    }
+
     fn backup_is_quiet(&self) -> bool {
         self.backup.process.as_ref().is_none_or(|process| {
             let state = process.machine.state();
@@ -398,9 +403,7 @@ impl World {
             }
             _ if !self.backup.will_serve() && self.primary.speaks() && released => Some("alone"),
             // Its image is gone, and nobody but the operator may say that the guest goes on alone.
-            PrimaryState::Protected if waits && !(self.was_protected() && self.backup.will_serve()) => {
-                Some("waiting for an operator")
-            }
+            PrimaryState::Protected if waits && !self.backup_stands_by() => Some("waiting for an operator"),
             _ => None,
         }
     }
