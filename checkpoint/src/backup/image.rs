@@ -8,7 +8,7 @@ use crate::ids::{ConnectionNumber, Epoch, HomingSequence, Incarnation, SessionId
 use crate::layout::ArenaShape;
 use crate::nonce::pairing;
 use crate::placement::committed::CommittedMap;
-use crate::wire::message::Homing;
+use crate::wire::message::{Homing, MAX_HOMINGS};
 
 /// Incarnations that one connection can begin. Those of connection n are
 /// `n * INCARNATIONS .. (n + 1) * INCARNATIONS`, so that no two backups that a session meets
@@ -96,7 +96,7 @@ impl Image {
             fenced: Epoch(0),
             reading: false,
             rounds: Rounds::default(),
-            waiting: VecDeque::new(),
+            waiting: VecDeque::with_capacity(MAX_HOMINGS),
             quiescing: false,
             invalidating: false,
             consumed: false,

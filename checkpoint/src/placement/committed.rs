@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::displaced::Displaced;
 use super::frames::{Frames, Reason};
+use super::planner::MAX_OUTSTANDING_HOMINGS;
 use crate::extent::Transfer;
 use crate::ids::{FrameIndex, HomingSequence, PageIndex};
 use crate::layout::ArenaShape;
@@ -95,7 +96,7 @@ impl CommittedMap {
             homes: Frames::homes(shape.pages),
             spares: Frames::spares(shape.spares),
             displaced: Displaced::new(shape.pages, shape.spares),
-            homings: VecDeque::new(),
+            homings: VecDeque::with_capacity(shape.spares.min(MAX_OUTSTANDING_HOMINGS) as usize),
             next_start: 0,
             running: 0,
             homed_through: HomingSequence(0),

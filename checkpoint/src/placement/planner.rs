@@ -21,7 +21,7 @@ use crate::layout::ArenaShape;
 use crate::wire::message::{Homing, MAX_HOMINGS};
 
 /// Homings asked for and not known to be done, at most: 16 MiB of copies ahead of the backup.
-const MAX_OUTSTANDING_HOMINGS: u64 = 4096;
+pub(super) const MAX_OUTSTANDING_HOMINGS: u64 = 4096;
 /// Listed spares looked at in one search for homings, so that a call stays short when many of
 /// the oldest are superseded by unacked epochs; those leave the list with the next acks.
 const MAX_LOOKS: usize = 16 * MAX_HOMINGS;

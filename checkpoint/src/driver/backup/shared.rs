@@ -272,6 +272,10 @@ impl Shared {
         let began = std::time::Instant::now();
         let Some(lent) = self.lent() else { return };
         let slot = lent.slot(epoch);
+        // Room for whatever a slot can hold, once: no later epoch makes it grow.
+        let most = slot::max_transfers(slot.len_bytes() as u64, 0);
+        performer.transfers.clear();
+        performer.transfers.reserve_exact(most as usize);
         let found = slot::decode(&slot, identity, epoch, &mut performer.transfers);
         if let Ok(header) = &found {
             lock(&self.slots_seen)[epoch.0 as usize % SLOTS_SEEN] = Some(*header);
