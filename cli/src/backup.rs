@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use romulus_checkpoint::arbiter::none::AutomaticMoves;
 use romulus_checkpoint::arbiter::spec::ArbiterSpec;
@@ -22,11 +22,16 @@ use crate::exit::{Code, Failure};
 use crate::fabric;
 use crate::protect::{resolve, state_line};
 use crate::settings::backup::BackupOptions;
+use crate::settings::common::bounded;
 use crate::signals::EndRequest;
 use crate::threads;
 
 /// Suspicion of the primary, when not said otherwise: longer than the primary's and a swap.
 const SUSPECT_AFTER_MS: u64 = 260;
+/// How often a new state is looked for.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+/// Behind the machine's name, when the host's name is not said: the two must differ.
+const SUFFIX: &str = "-backup";
 /// How often the end is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -61,11 +66,15 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
     let control_path = options.common.control.clone().unwrap_or_else(|| default_path("backup"));
     let control = ControlSocket::bind(&control_path)?;
 
-    let limit_bytes = options.memory_limit_mib.map_or(available_bytes() / 10 * 9, |mib| mib << 20);
-    let mut driver = DriverOptions::new(&options.common.host("-backup"), listen, limit_bytes);
+    let limit_bytes = match options.memory_limit_mib {
+        Some(mib) => bounded("--memory-limit-mib", mib, 1, 1 << 30)? << 20,
+        None => available_bytes() / 10 * 9,
+    };
+    let mut driver = DriverOptions::new(&options.common.host(SUFFIX), listen, limit_bytes);
     driver.machine.heartbeat_every = options.common.heartbeat_every();
     driver.machine.suspect_after = options.common.suspect_after(SUSPECT_AFTER_MS)?;
     driver.machine.takeover_automatic = automatic;
+    driver.machine.shared_arbiter = arbiter != ArbiterSpec::None;
 
     let standby = QemuStandby::new(StandbyOptions::new(arguments, runtime_dir()));
     let info = standby.info();
@@ -80,7 +89,7 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
     eprintln!("romulus: standing ready at {}", handle.local_address());
 
     serve(&control, &handle, &end, pinner, info.clone())?;
-    wait(&handle, &end, &info)
+    wait(&options, &handle, &end, &info)
 }
 
 /// The standby's command line: one argument a line, `#` begins a comment.
@@ -132,9 +141,15 @@ fn serve(
 
 /// Waits for the end and tells each new state. After a takeover the guest is a process of its own;
 /// this one stays to tell about it until it is stopped.
-fn wait(handle: &BackupHandle, end: &EndRequest, info: &StandbyInfo) -> Result<ExitCode, Failure> {
+fn wait(
+    options: &BackupOptions,
+    handle: &BackupHandle,
+    end: &EndRequest,
+    info: &StandbyInfo,
+) -> Result<ExitCode, Failure> {
     let mut state = String::new();
     let mut outcome = None;
+    let mut looked = Instant::now();
     let mut asked = false;
     loop {
         if outcome.is_none() {
@@ -142,13 +157,22 @@ fn wait(handle: &BackupHandle, end: &EndRequest, info: &StandbyInfo) -> Result<E
             if let Some(BackupOutcome::Activated(_)) = &outcome {
                 let qmp = info.qmp().unwrap_or_default();
                 eprintln!(
-                    "romulus: the guest runs here; protect it again with: romulus protect --guest qemu:{}",
-                    qmp.display()
+                    "romulus: the guest runs here; to protect it again: romulus protect --guest qemu:{} --host {} \
+                     --name {} --arbiter {} --backup ...",
+                    qmp.display(),
+                    options.common.host(SUFFIX),
+                    handle.status().guest,
+                    options.common.arbiter()
                 );
             }
         } else {
             std::thread::sleep(LOOK_EVERY);
         }
+        // A snapshot sums up histograms that the committer writes: not at every look.
+        if !state.is_empty() && outcome.is_none() && looked.elapsed() < TELL_EVERY && !end.came() {
+            continue;
+        }
+        looked = Instant::now();
         let status = handle.status();
         if status.state != state {
             eprintln!("romulus: {}", state_line(&status.state, &status.state_reason));

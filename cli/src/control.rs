@@ -100,7 +100,11 @@ impl ControlSocket {
             .map_err(|e| Failure::failed(format!("control socket {}: {e}", self.path.display())))?;
         let serve = move || {
             for client in listener.incoming() {
-                let Ok(client) = client else { continue };
+                let Ok(client) = client else {
+                    // Out of descriptors, most likely: others have to close theirs first.
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                };
                 if let Err(e) = answer_one(&client, &answer) {
                     tracing::debug!("control client: {e}");
                 }

@@ -53,6 +53,10 @@ impl GuestHandle for GuardedQemu {
         self.qemu.resume_if_paused().map_err(|e| e.to_string())
     }
 
+    fn tidy(&mut self) -> Result<(), String> {
+        self.qemu.tidy().map_err(|e| e.to_string())
+    }
+
     fn destroy(&mut self) -> Result<(), String> {
         self.process.kill().map_err(|e| e.to_string())
     }

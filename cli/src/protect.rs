@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use romulus_checkpoint::arbiter::none::AutomaticMoves;
@@ -62,7 +62,17 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let (save_by, track_by) = guest.methods();
     let driver_options = driver_options(&options, &plan, &guest)?;
     let guard = start_guard(&options, &plan, &guest)?;
-    let handle = start_driver(&plan, driver_options, guest, guard.as_ref(), fabric)?;
+    let handle = match start_driver(&plan, driver_options, guest, guard.as_ref(), fabric) {
+        Ok(handle) => handle,
+        Err(failure) => {
+            // Nothing was done to the guest, which may well be another host's or another name's:
+            // there is nothing for a guard to undo.
+            if let Some(guard) = guard {
+                guard.detach();
+            }
+            return Err(failure);
+        }
+    };
 
     let guard_pid = guard.as_ref().map(GuardHandle::pid);
     let (pinner, driver) = (plan.pinner.clone(), handle.clone());
@@ -103,6 +113,8 @@ struct Plan {
     interval: Duration,
     depth: u64,
     suspect_after: Duration,
+    staging_bytes: u64,
+    state_bytes: u64,
     solo_automatic: bool,
     capture: CaptureMode,
     pinner: Pinner,
@@ -135,6 +147,8 @@ impl Plan {
             interval: options.interval()?,
             depth: options.depth()?,
             suspect_after: options.common.suspect_after(SUSPECT_AFTER_MS)?,
+            staging_bytes: options.staging_bytes()?,
+            state_bytes: options.state_bytes()?,
             solo_automatic: options.solo_automatic()?,
             capture: if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged },
             pinner: Pinner::new(pinning),
@@ -155,9 +169,7 @@ fn attach(options: &ProtectOptions, plan: &Plan) -> Result<QemuGuest, Failure> {
     guest.name = options.name.clone();
     guest.allowances.unreplicated_disk = options.allow_unreplicated_disk == Some(true);
     guest.allowances.network = options.allow_ungated_network == Some(true);
-    if let Some(kib) = options.state_kib {
-        guest.state_max_bytes = kib << 10;
-    }
+    guest.state_max_bytes = plan.state_bytes;
     guest.tracking = TrackingOptions {
         threads: options.scan_threads.unwrap_or(1).max(1),
         thread_setup: plan.pinner.callback(),
@@ -184,13 +196,12 @@ fn driver_options(
     machine.heartbeat_every = options.common.heartbeat_every();
     machine.suspect_after = plan.suspect_after;
     machine.solo_automatic = plan.solo_automatic;
-    driver.spares = options.spare_pages(guest.layout().pages());
+    machine.shared_arbiter = plan.arbiter != ArbiterSpec::None;
+    driver.spares = options.spare_pages(guest.layout().pages())?;
     driver.machine.low_water_spares = driver.spares / 2;
-    if let Some(kib) = options.state_kib {
-        driver.max_state_bytes = kib << 10;
-    }
+    driver.max_state_bytes = plan.state_bytes;
     driver.capture = plan.capture;
-    driver.staging_bytes = options.staging_mib.unwrap_or(64).max(1) << 20;
+    driver.staging_bytes = plan.staging_bytes;
     driver.copy_workers = options.copy_threads.unwrap_or(0);
     driver.spin = options.common.spin();
     driver.watermark = match options.watermark_pages.unwrap_or(0) {
@@ -247,8 +258,10 @@ fn start_driver(
         .map_err(|e| Failure::new(Code::Refused, format!("protection cannot begin: {e}")))
 }
 
+/// As [`LOOK_EVERY`], while checkpoints commit.
+const LOOK_WHEN_PROTECTED: Duration = Duration::from_secs(1);
 /// Refusals that no second attempt mends, as long as the guest has never been protected.
-const FINAL_REFUSALS: [&str; 4] = ["Version", "MachineMismatch", "NoRoom", "StandbyFailed"];
+const FINAL_REFUSALS: [&str; 5] = ["Version", "MachineMismatch", "NoRoom", "StandbyFailed", "Violation"];
 
 /// Waits for the end, shows the synchronization's progress, and tells each new state. Ends
 /// protection that cannot begin, and gives the backup's reason.
@@ -258,6 +271,8 @@ fn wait(handle: &PrimaryHandle, end: &EndRequest) -> (PrimaryOutcome, Option<Ref
         bar.set_style(style);
     }
     let mut state = String::new();
+    let mut obstacle = None;
+    let mut looked = Instant::now();
     let mut asked = false;
     let mut refusal = None;
     loop {
@@ -265,6 +280,11 @@ fn wait(handle: &PrimaryHandle, end: &EndRequest) -> (PrimaryOutcome, Option<Ref
             bar.finish_and_clear();
             return (outcome, refusal);
         }
+        // A snapshot sums up histograms that the capture thread writes: rarely once all is well.
+        if state == "protected" && looked.elapsed() < LOOK_WHEN_PROTECTED && !end.came() {
+            continue;
+        }
+        looked = Instant::now();
         let status = handle.status();
         if status.epochs_committed == 0 && refusal.is_none() {
             refusal = status.refusal.filter(|refusal| FINAL_REFUSALS.contains(&refusal.code.as_str()));
@@ -276,6 +296,12 @@ fn wait(handle: &PrimaryHandle, end: &EndRequest) -> (PrimaryOutcome, Option<Ref
         if status.state != state {
             bar.suspend(|| eprintln!("romulus: {}", state_line(&status.state, &status.state_reason)));
             state.clone_from(&status.state);
+        }
+        if status.obstacle != obstacle {
+            if let Some(text) = &status.obstacle {
+                bar.suspend(|| eprintln!("romulus: {text}; trying again"));
+            }
+            obstacle.clone_from(&status.obstacle);
         }
         if status.state == "syncing" {
             bar.set_length(status.sync.pages_total);

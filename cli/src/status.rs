@@ -91,6 +91,7 @@ pub fn failover(options: &FailoverOptions) -> Result<ExitCode, Failure> {
 pub fn stop(options: &InstanceOptions) -> Result<ExitCode, Failure> {
     let path = options.path();
     control::ask(&path, &Request::Stop)?;
+    println!("asked; waiting for its end (with an arbiter that does not answer, it waits for that)");
     // The socket goes with the instance, after it has cleaned up.
     while path.exists() && control::ask(&path, &Request::Status).is_ok() {
         std::thread::sleep(Duration::from_millis(20));

@@ -145,3 +145,16 @@ fn a_standby_that_dies_with_its_primary_is_replaced_during_the_takeover() {
     backup_becomes(&mut stage, "active");
     goes_on_at_the_backup(&mut stage);
 }
+
+#[test]
+fn without_an_arbiter_an_operator_takes_over() {
+    let mut stage = protected_stage(|stage| stage.arbitrated = false);
+    let guard = stage.protect.as_ref().and_then(|protect| pid(&protect.status()?, "/guard_pid"));
+    stage.kill_primary_host(guard);
+    let control = stage.backup.as_ref().expect("the backup runs").control.clone();
+    let asked =
+        Command::new(support::program()).args(["failover", "--force", "--control"]).arg(&control).output();
+    assert!(asked.expect("romulus failover runs").status.success());
+    backup_becomes(&mut stage, "active");
+    goes_on_at_the_backup(&mut stage);
+}

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use romulus::demo::qemu::Console;
 use romulus::demo::stage::Stage;
+use romulus_checkpoint::arbiter::file::FileArbiter;
+use romulus_checkpoint::arbiter::{Arbiter, Record, SwapOutcome};
 
 fn romulus(arguments: &[&str]) -> Output {
     Command::new(support::program()).args(arguments).output().expect("running romulus")
@@ -233,4 +235,22 @@ fn without_privilege() {
     let (code, said) = as_nobody(&["protect", "--guest", "qemu:/x", "--backup", "127.0.0.1:1"]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("--control") && said.contains("Permission denied"), "{said}");
+}
+
+/// The record says that the guest is another host's: no protection, and the guest is left alone.
+#[test]
+fn a_guest_that_another_host_owns() {
+    let mut stage = support::stage();
+    let mut console = stage.start_guest().expect("a guest");
+    let address = stage.start_backup("127.0.0.1:0").expect("a backup");
+    let arbiter = FileArbiter::open(&stage.dir().join("arbiter")).expect("the arbiter's folder");
+    let record = Record::first_solo("somebody-else").expect("a record");
+    assert_eq!(arbiter.swap("demo", None, &record), SwapOutcome::Won);
+    stage.start_protect(&address, 25.0).expect("protect starts");
+    let protect = stage.protect.as_mut().expect("protect runs");
+    let exit = protect.child.wait().expect("protect ends");
+    let said = std::fs::read_to_string(&protect.log).unwrap_or_default();
+    assert_eq!(exit.code(), Some(3), "{said}");
+    assert!(said.contains("somebody-else"), "{said}");
+    runs_on(&mut console);
 }

@@ -36,8 +36,7 @@ impl QemuHandle {
         self.process.is_alive()
     }
 
-    /// Lets it run on if it is paused; ok if it runs already. Also puts back the migration
-    /// capabilities that a protector that died has left on.
+    /// Lets it run on if it is paused; ok if it runs already.
     pub fn resume_if_paused(&mut self) -> Result<(), QemuError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -73,6 +72,13 @@ impl QemuHandle {
                 client.execute("cont", json!({}))?;
             }
         }
+        Ok(())
+    }
+
+    /// Switches off the migration capabilities that a protector which died has left on: an ordinary
+    /// migration would leave the guest's memory behind with them.
+    pub fn tidy(&mut self) -> Result<(), QemuError> {
+        let mut client = Client::connect(&self.qmp, ATTEMPT)?;
         let off = |name: &str| json!({"capability": name, "state": false});
         let capabilities = json!({"capabilities": [off("x-ignore-shared"), off("events")]});
         match client.execute("migrate-set-capabilities", capabilities) {

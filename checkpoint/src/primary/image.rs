@@ -96,8 +96,8 @@ pub(super) struct Image {
     /// Room to merge in.
     pub(super) merged: Vec<Extent>,
     pub(super) capture: Option<Capture>,
-    /// When the last pause was.
-    pub(super) paused_at: Option<Time>,
+    /// When the last checkpoint began, or should have.
+    pub(super) began: Option<Time>,
     /// No frames were free; waits for an ack or for this time.
     pub(super) stalled_until: Option<Time>,
     /// The present epoch is to end now.
@@ -124,7 +124,7 @@ impl Image {
             carry: Vec::new(),
             merged: Vec::new(),
             capture: None,
-            paused_at: None,
+            began: None,
             stalled_until: None,
             early: false,
             owed: None,
@@ -218,9 +218,17 @@ impl Image {
         normalize(&mut self.merged);
     }
 
+    /// A checkpoint begins that was due. The next one counts from when this was due: what waking up
+    /// and stopping the guest take would otherwise make every interval longer. A whole interval
+    /// late, nothing is caught up.
+    pub(super) fn begin(&mut self, due: Time, interval: Duration, now: Time) {
+        let on_time = !self.early && now.since(due) < interval;
+        self.began = Some(if on_time { due } else { now });
+    }
+
     /// When the next epoch is due.
     pub(super) fn due(&self, interval: Duration, now: Time) -> Time {
-        let timer = self.paused_at.filter(|_| !self.early).map_or(now, |at| at.after(interval));
+        let timer = self.began.filter(|_| !self.early).map_or(now, |at| at.after(interval));
         self.stalled_until.map_or(timer, |until| until.max(timer))
     }
 }

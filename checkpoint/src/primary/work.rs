@@ -39,6 +39,7 @@ impl Primary {
         if now < due {
             return Work::Wait { until: Some(due) };
         }
+        image.begin(due, self.config.interval, now);
         image.capture =
             Some(Capture { connection: self.link.connection, last, mark: self.last_mark, paused_at: now });
         Work::Checkpoint { last }
@@ -80,7 +81,6 @@ impl Primary {
     pub fn paused(&mut self, now: Time) -> GateMark {
         self.last_mark = self.last_mark.next();
         self.image.early = false;
-        self.image.paused_at = Some(now);
         if let Some(capture) = &mut self.image.capture {
             capture.mark = self.last_mark;
             capture.paused_at = now;

@@ -15,6 +15,8 @@ pub struct Stage {
     pub machine: Machine,
     /// The standby's machine, which should be the same.
     pub standby: Machine,
+    /// Whether a file decides who may run the guest, or nobody.
+    pub arbitrated: bool,
     /// More options of `romulus backup`.
     pub backup_options: Vec<String>,
     /// More options of `romulus protect`.
@@ -38,6 +40,7 @@ impl Stage {
         let ram = Path::new("/dev/shm").join(dir.path().file_name().unwrap_or_default());
         Ok(Self {
             standby: machine.clone(),
+            arbitrated: true,
             backup_options: Vec::new(),
             protect_options: Vec::new(),
             machine,
@@ -156,7 +159,10 @@ impl Stage {
     }
 
     fn arbiter(&self) -> String {
-        format!("file:{}", self.dir().join("arbiter").display())
+        match self.arbitrated {
+            true => format!("file:{}", self.dir().join("arbiter").display()),
+            false => "none".to_owned(),
+        }
     }
 
     /// Kills at once what a dying host takes with it: the guard, Romulus and QEMU. Gives the time

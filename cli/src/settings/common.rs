@@ -6,6 +6,14 @@ use std::time::Duration;
 use crate::exit::Failure;
 use crate::settings::fill_unset;
 
+/// A number that must lie in this range.
+pub fn bounded(option: &str, value: u64, least: u64, most: u64) -> Result<u64, Failure> {
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(Failure::usage(format!("{option} {value}: {least} to {most} are possible")))
+}
+
 /// The keys of [`CommonOptions`] in the settings file.
 pub const COMMON_KEYS: &[&str] = &[
     "arbiter",
@@ -100,6 +108,9 @@ impl CommonOptions {
 
     /// When the other host is suspected.
     pub fn suspect_after(&self, default_ms: u64) -> Result<Duration, Failure> {
+        let heartbeat_ms = self.heartbeat_ms.unwrap_or(20);
+        bounded("--heartbeat-ms", heartbeat_ms, 1, 60_000)?;
+        bounded("--suspect-after-ms", self.suspect_after_ms.unwrap_or(default_ms), 1, 3_600_000)?;
         let after = Duration::from_millis(self.suspect_after_ms.unwrap_or(default_ms));
         if after < self.heartbeat_every() * 2 {
             return Err(Failure::usage(format!(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::exit::Failure;
-use crate::settings::common::CommonOptions;
+use crate::settings::common::{CommonOptions, bounded};
 use crate::settings::fill_unset;
 
 /// Options of `romulus protect`.
@@ -81,8 +81,8 @@ pub struct ProtectOptions {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub no_guard: Option<bool>,
 
-    /// Under `--arbiter none`: what happens when the backup is lost: `automatic` (go on alone) or
-    /// `manual` (hold output until told) [default: automatic]
+    /// What happens when the backup is lost: `automatic` (go on alone, if the arbiter grants it) or
+    /// `manual` (hold output until an operator says `romulus stop`) [default: automatic]
     #[arg(long, value_name = "HOW")]
     pub solo: Option<String>,
 
@@ -139,12 +139,22 @@ impl ProtectOptions {
     }
 
     /// Spare frames for a guest of this many pages.
-    pub fn spare_pages(&self, guest_pages: u64) -> u64 {
+    pub fn spare_pages(&self, guest_pages: u64) -> Result<u64, Failure> {
         let pages_per_mib = (1 << 20) / romulus_checkpoint::PAGE_BYTES;
         match self.spare_mib {
-            Some(mib) => mib.max(1) * pages_per_mib,
-            None => (guest_pages / 4).clamp(64 * pages_per_mib, 1024 * pages_per_mib),
+            Some(mib) => Ok(bounded("--spare-mib", mib, 1, 1 << 20)? * pages_per_mib),
+            None => Ok((guest_pages / 4).clamp(64 * pages_per_mib, 1024 * pages_per_mib)),
         }
+    }
+
+    /// Staging memory in bytes.
+    pub fn staging_bytes(&self) -> Result<u64, Failure> {
+        Ok(bounded("--staging-mib", self.staging_mib.unwrap_or(64), 2, 1 << 20)? << 20)
+    }
+
+    /// Largest state in bytes.
+    pub fn state_bytes(&self) -> Result<u64, Failure> {
+        Ok(bounded("--state-kib", self.state_kib.unwrap_or(4096), 64, 1 << 20)? << 10)
     }
 
     /// `staged` or `direct`.

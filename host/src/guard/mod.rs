@@ -56,6 +56,11 @@ pub trait GuestHandle {
     fn alive(&mut self) -> bool;
     /// Lets it run on if it is paused. `Ok` also if it runs already. May be repeated.
     fn resume_if_paused(&mut self) -> Result<(), String>;
+    /// Puts back what the protector had set in the hypervisor. Called once, when the guest goes on
+    /// here; what fails is left as it is.
+    fn tidy(&mut self) -> Result<(), String> {
+        Ok(())
+    }
     /// Destroys it: another host has it. `Ok` also if it is dead already. May be repeated.
     fn destroy(&mut self) -> Result<(), String>;
 }

@@ -180,7 +180,14 @@ fn act(mut guard: Guard, hands: &mut Hands<'_>, words: LastWords) -> Outcome {
         tracing::debug!(?action, elapsed_us = began.elapsed().as_micros() as u64, "guard");
         let guest = &hands.spec.guest;
         let input = match &action {
-            Action::Exit(outcome) => return outcome.clone(),
+            Action::Exit(outcome) => {
+                if *outcome == Outcome::Solo
+                    && let Err(why) = hands.guest().and_then(|guest| guest.tidy())
+                {
+                    tracing::warn!("guest {guest}: settings of its protection are left in place: {why}");
+                }
+                return outcome.clone();
+            }
             Action::CheckGuest => Input::GuestAlive(hands.alive()),
             Action::ReadRecord => Input::Record(hands.arbiter.read(guest).map_err(|error| error.to_string())),
             Action::Swap { expected, new } => Input::Swapped(hands.arbiter.swap(guest, Some(expected), new)),

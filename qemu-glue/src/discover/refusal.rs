@@ -107,8 +107,8 @@ fn check_network(inventory: &Inventory, allowed: Allowances, reasons: &mut Vec<S
         }
         if client.kind == "nic" && client.has_peer && !allowed.network {
             reasons.push(format!(
-                "network card {} sends output that no gate holds: name its gate, or say that its output may leave \
-                 unprotected",
+                "network card {} sends output that no gate holds: take it out of the guest, or allow its output \
+                 to leave unheld (--allow-ungated-network)",
                 client.name
             ));
         }

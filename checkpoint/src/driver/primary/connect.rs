@@ -40,11 +40,14 @@ pub(super) fn run(shared: &Arc<Shared>) {
         match connect(shared) {
             Ok(()) => {
                 last_failure.clear();
+                lock(&shared.view).obstacle = None;
                 connected = Some(shared.clock.now());
             }
             Err(why) => {
                 if why != last_failure {
-                    shared.note(&format!("cannot connect to {}: {why}", shared.options.peer));
+                    let text = format!("cannot connect to {}: {why}", shared.options.peer);
+                    shared.note(&text);
+                    lock(&shared.view).obstacle = Some(text);
                 }
                 last_failure = why;
                 sleep(shared, pause);

@@ -41,6 +41,7 @@ impl PrimaryHandle {
             state_reason: view.journal.state_reason.clone(),
             peer: shared.options.peer.to_string(),
             connected: link.is_some(),
+            obstacle: view.obstacle.clone(),
             refusal: view.refusal.clone(),
             epoch: epoch.0,
             lag_epochs,

@@ -61,6 +61,8 @@ pub(super) struct View {
     pub bytes_of_closed_links: u64,
     /// The backup's last refusal, until an epoch is acked.
     pub refusal: Option<Refusal>,
+    /// Why the last attempt to connect failed.
+    pub obstacle: Option<String>,
     /// The pause of the last acked epoch.
     pub acked_pause: Option<Time>,
     /// When the Commit of epoch n was posted, at n modulo the length.

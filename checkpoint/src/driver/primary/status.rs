@@ -62,6 +62,8 @@ pub struct PrimaryStatus {
     pub peer: String,
     /// Whether there is a connection.
     pub connected: bool,
+    /// Why there is no connection to the backup, after a failed attempt; `None` while there is one.
+    pub obstacle: Option<String>,
     /// The backup's last refusal; `None` once an epoch was acked after it.
     pub refusal: Option<Refusal>,
     /// Last acked epoch; what the backup would resume.
