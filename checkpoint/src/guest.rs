@@ -59,7 +59,8 @@ pub trait Guest: Send {
     /// Ends dirty tracking and leaves the guest as it was found. Idempotent.
     fn stop_tracking(&mut self) -> Result<(), GuestError>;
     /// Stops the vCPUs and drains device I/O. After success the guest's memory changes only by
-    /// [`save_state`](Self::save_state). After failure the guest runs, or is reported gone.
+    /// [`save_state`](Self::save_state). After failure the guest runs or is
+    /// gone, once [`resume`](Self::resume) says so.
     fn pause(&mut self) -> Result<(), GuestError>;
     /// While paused: saves CPU and device state into `into`; returns its length in bytes. May
     /// write guest memory. After failure the guest is still paused and no dirty page is lost.
@@ -76,8 +77,13 @@ pub trait Guest: Send {
             pages.push(Extent { first: crate::PageIndex(0), pages: all });
         }
     }
-    /// Lets the guest run on. After failure the guest is paused and the error says what to do.
+    /// Lets the guest run on; also undoes what a failed pause or start of tracking may have left
+    /// behind. After success it is known not to be paused by this value. After failure the guest
+    /// is paused and the error says what to do.
     fn resume(&mut self) -> Result<(), GuestError>;
+    /// While paused: until the next [`resume`](Self::resume) the guest stays paused even when this
+    /// value is dropped, since another host may come to run it. For guests that are resumed then.
+    fn leave_paused(&mut self) {}
     /// What happened since the last call; never waits.
     fn poll_event(&mut self) -> Option<GuestEvent>;
     /// Destroys the guest: another host owns it. Idempotent.

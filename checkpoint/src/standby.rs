@@ -42,8 +42,15 @@ pub trait Standby: Send {
     /// [`prepare`](Self::prepare) again.
     fn check(&mut self) -> Result<(), StandbyError>;
     /// Loads `state` and runs the machine. The image holds the memory of that state. Called once,
-    /// after the fence and with the grant. After failure no guest runs here.
+    /// after the fence and with the grant. After failure no guest runs here, and
+    /// [`may_have_run`](Self::may_have_run) tells whether one did.
     fn activate(&mut self, state: &[u8]) -> Result<(), StandbyError>;
+    /// Whether the machine may have run between the beginning of the last
+    /// [`activate`](Self::activate) and its failure. The image is spoiled then: nothing is started
+    /// over it again.
+    fn may_have_run(&self) -> bool {
+        false
+    }
     /// Ends a machine that was prepared and not activated. Idempotent.
     fn abandon(&mut self);
 }

@@ -262,6 +262,19 @@ impl Primary {
         }
     }
 
+    /// The driver ends. Whether the guest, if paused, may run on here: then a planned failover is
+    /// off, and the backup will not be told of one. Once it was told only the record can say so
+    /// (I9).
+    pub fn keep_guest_here(&mut self) -> bool {
+        let told = self.paused_guest.is_some_and(|paused| paused.told);
+        if told && self.grant.solo(&self.config.host).is_none() {
+            return false;
+        }
+        self.paused_guest = None;
+        self.ending.take_if(|ending| ending.kind == Kind::Failover);
+        true
+    }
+
     /// When an end needs a tick.
     pub(super) fn ending_tick(&self) -> Option<Time> {
         let ending = self.ending.as_ref()?;

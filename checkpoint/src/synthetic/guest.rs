@@ -95,6 +95,8 @@ struct Marks {
     tracking: AtomicBool,
     ended: AtomicBool,
     fail_state: AtomicU64,
+    die_in_pause: AtomicBool,
+    dead: AtomicBool,
     events: Mutex<Vec<GuestEvent>>,
     has_events: AtomicBool,
     last_state: Mutex<SyntheticState>,
@@ -148,6 +150,11 @@ impl SyntheticGuestControl {
     pub fn event(&self, event: GuestEvent) {
         lock(&self.shared.events).push(event);
         self.shared.has_events.store(true, Ordering::Release);
+    }
+
+    /// Its process dies in the next pause, before its state is saved.
+    pub fn die_in_next_pause(&self) {
+        self.shared.die_in_pause.store(true, Ordering::Release);
     }
 
     /// The next `times` attempts to save its state fail.
@@ -220,6 +227,9 @@ impl SyntheticGuest {
         if self.shared.destroyed.load(Ordering::Acquire) {
             return Err(GuestError::Gone("it was destroyed".into()));
         }
+        if self.shared.dead.load(Ordering::Acquire) {
+            return Err(GuestError::Gone("it was killed".into()));
+        }
         Ok(())
     }
 
@@ -281,6 +291,10 @@ impl Guest for SyntheticGuest {
     }
 
     fn save_state(&mut self, into: &Memory) -> Result<u64, GuestError> {
+        if self.shared.die_in_pause.load(Ordering::Acquire) {
+            self.shared.dead.store(true, Ordering::Release);
+        }
+        self.check_alive()?;
         let fails = self.shared.fail_state.load(Ordering::Acquire);
         if fails > 0 {
             self.shared.fail_state.store(fails - 1, Ordering::Release);

@@ -63,6 +63,10 @@ struct Marks {
     abandoned: AtomicU64,
     dead: AtomicBool,
     fail_prepare: AtomicBool,
+    fail_activate: AtomicU64,
+    fail_running: AtomicBool,
+    activations: AtomicU64,
+    differs: AtomicBool,
 }
 
 /// What others see of a synthetic standby and do to it while a driver has it.
@@ -97,6 +101,26 @@ impl StandbyControl {
         self.marks.dead.store(true, Ordering::Release);
     }
 
+    /// The next `times` activations fail before the machine runs.
+    pub fn fail_activate(&self, times: u64) {
+        self.marks.fail_activate.store(times, Ordering::Release);
+    }
+
+    /// Activations fail from now on, or no longer, when the machine may have run already.
+    pub fn fail_running(&self, fails: bool) {
+        self.marks.fail_running.store(fails, Ordering::Release);
+    }
+
+    /// How often it was to be activated.
+    pub fn activations(&self) -> u64 {
+        self.marks.activations.load(Ordering::Acquire)
+    }
+
+    /// What is prepared from now on is another machine, or no longer.
+    pub fn differ(&self, differs: bool) {
+        self.marks.differs.store(differs, Ordering::Release);
+    }
+
     /// Preparing fails from now on, or no longer.
     pub fn fail_prepare(&self, fails: bool) {
         self.marks.fail_prepare.store(fails, Ordering::Release);
@@ -108,6 +132,7 @@ impl StandbyControl {
 pub struct SyntheticStandby {
     machine: MachineIdentity,
     image: Option<Vec<Memory>>,
+    ran: bool,
     marks: Arc<Marks>,
 }
 
@@ -119,7 +144,7 @@ impl SyntheticStandby {
 
     /// One that says it is another machine.
     pub fn with_machine(machine: MachineIdentity) -> Self {
-        Self { machine, image: None, marks: Arc::default() }
+        Self { machine, image: None, ran: false, marks: Arc::default() }
     }
 
     /// Looks after the standby while a driver has it.
@@ -141,10 +166,15 @@ impl Standby for SyntheticStandby {
         if self.marks.fail_prepare.load(Ordering::Acquire) {
             return Err(error("preparing", "asked to fail"));
         }
+        self.ran = false;
         self.image = Some(image.iter().map(|region| region.memory.clone()).collect());
         self.marks.dead.store(false, Ordering::Release);
         self.marks.prepared.fetch_add(1, Ordering::AcqRel);
-        Ok(self.machine.clone())
+        let mut machine = self.machine.clone();
+        if self.marks.differs.load(Ordering::Acquire) {
+            machine.configuration.push("another".into());
+        }
+        Ok(machine)
     }
 
     fn trial(&mut self, state: &[u8]) -> Result<(), StandbyError> {
@@ -154,7 +184,10 @@ impl Standby for SyntheticStandby {
     }
 
     fn check(&mut self) -> Result<(), StandbyError> {
-        if self.image.is_some() && self.marks.dead.load(Ordering::Acquire) {
+        if self.image.is_none() {
+            return Err(error("looking after it", "it is not prepared"));
+        }
+        if self.marks.dead.load(Ordering::Acquire) {
             return Err(error("looking after it", "it is dead"));
         }
         Ok(())
@@ -162,6 +195,16 @@ impl Standby for SyntheticStandby {
 
     fn activate(&mut self, state: &[u8]) -> Result<(), StandbyError> {
         let image = self.image.as_ref().ok_or_else(|| error("activating", "it was never prepared"))?;
+        self.marks.activations.fetch_add(1, Ordering::AcqRel);
+        let fails = self.marks.fail_activate.load(Ordering::Acquire);
+        if fails > 0 {
+            self.marks.fail_activate.store(fails - 1, Ordering::Release);
+            return Err(error("activating", "asked to fail"));
+        }
+        if self.marks.fail_running.load(Ordering::Acquire) {
+            self.ran = true;
+            return Err(error("activating", "asked to fail"));
+        }
         let state = SyntheticState::load(state).map_err(|why| error("activating", why))?;
         let verdict = verify_image(image, state);
         *lock(&self.marks.verdict) = Some(verdict.clone());
@@ -169,6 +212,10 @@ impl Standby for SyntheticStandby {
             return Ok(());
         }
         Err(error("activating", format!("the image is not the guest at the committed pause: {verdict:?}")))
+    }
+
+    fn may_have_run(&self) -> bool {
+        self.ran
     }
 
     fn abandon(&mut self) {

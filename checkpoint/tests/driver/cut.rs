@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use romulus_checkpoint::wire::message::{ByeReason, Message, decode};
 use romulus_transport::{
     Arena, Channel, CloseReason, Endpoint, Event, Fabric, Listener, Memory, MessageBuffer, RegionId,
     TransportError, Write,
@@ -18,6 +19,8 @@ pub struct Switch {
     countdown: AtomicI64,
     /// Whether a planned cut is for good.
     for_good: AtomicBool,
+    /// Whoever sends `Bye{Failover}` panics once it has left.
+    pub panic_after_failover_bye: AtomicBool,
     endpoints: Mutex<Vec<Weak<dyn Endpoint>>>,
 }
 
@@ -174,7 +177,14 @@ impl Endpoint for CutEndpoint {
     }
     fn send(&self, message: &[u8]) -> Result<(), TransportError> {
         self.switch.step()?;
-        self.inner.send(message)
+        self.inner.send(message)?;
+        let bye = Message::Bye { reason: ByeReason::Failover };
+        if self.switch.panic_after_failover_bye.load(Ordering::SeqCst)
+            && decode(message).is_ok_and(|(_, message)| message == bye)
+        {
+            panic!("asked to panic");
+        }
+        Ok(())
     }
     fn next_event(&self, message: &mut MessageBuffer, timeout: Duration) -> Result<Event, TransportError> {
         self.inner.next_event(message, timeout)

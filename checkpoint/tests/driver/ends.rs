@@ -53,6 +53,7 @@ fn a_guest_that_has_powered_off_is_never_resumed() {
     primary.until_protected(3);
     primary.guest.power_off();
     assert_eq!(primary.wait(), PrimaryOutcome::GuestEnded);
+    assert!(!lab.pause_flag.load(Ordering::SeqCst));
     until("the backup knows", || backup.handle.status().state == "ended");
     assert!(backup.handle.request_takeover(true).is_err());
     backup.stop();
@@ -69,6 +70,33 @@ fn a_guest_whose_process_died_goes_on_at_the_backup() {
     assert!(matches!(backup.wait(), BackupOutcome::Activated(_)));
     backup.assert_exact_takeover();
     assert!(matches!(primary.wait(), PrimaryOutcome::GuestDied(_) | PrimaryOutcome::TakenOver));
+}
+
+#[test]
+fn a_guest_that_dies_within_a_pause_goes_on_at_the_backup() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    primary.guest.die_in_next_pause();
+    backup.assert_exact_takeover();
+    assert!(matches!(primary.wait(), PrimaryOutcome::GuestDied(_) | PrimaryOutcome::TakenOver));
+    assert!(!lab.pause_flag.load(Ordering::SeqCst));
+}
+
+#[test]
+fn i9_a_primary_that_fails_after_it_told_the_backup_to_go_on_leaves_the_guest_paused() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(5);
+    lab.primary_switch.panic_after_failover_bye.store(true, Ordering::SeqCst);
+    primary.handle.request_failover().expect("a backup stands ready");
+    assert!(matches!(primary.wait(), PrimaryOutcome::Failed(_)));
+    assert!(primary.guest.is_paused() && lab.pause_flag.load(Ordering::SeqCst));
+    backup.assert_exact_takeover();
+    assert_eq!(backup.standby.verdict().expect("activated").state, primary.guest.last_state());
+    assert!(primary.guest.is_paused());
 }
 
 #[test]

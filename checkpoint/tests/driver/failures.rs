@@ -183,6 +183,73 @@ fn a_standby_that_dies_is_prepared_anew() {
 }
 
 #[test]
+fn a_guest_that_does_not_start_keeps_its_image_for_another_attempt() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    backup.standby.fail_activate(3);
+    lab.kill_primary_host();
+    until("the connection's end was seen", || !backup.handle.status().connected);
+    backup.handle.request_takeover(false).expect("there is an epoch to take over from");
+    until("the failure is told", || {
+        backup.handle.status().reports.iter().any(|line| line.contains("ask for the takeover again"))
+    });
+    assert_eq!(backup.standby.activations(), 3);
+    assert!(backup.standby.verdict().is_none());
+    take_over(&lab, &primary, &backup);
+}
+
+#[test]
+fn nothing_is_started_over_an_image_that_the_guest_may_have_run_on() {
+    let lab = Lab {
+        tune_backup: |options| options.check_standby_every = Duration::from_millis(5),
+        ..Lab::new(busy_guest())
+    };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    backup.standby.fail_running(true);
+    lab.kill_primary_host();
+    until("the connection's end was seen", || !backup.handle.status().connected);
+    let failures = || {
+        let reports = backup.handle.status().reports;
+        reports.iter().filter(|line| line.contains("could not be started from epoch")).count()
+    };
+    backup.handle.request_takeover(false).expect("there is an epoch to take over from");
+    until("the failure is told", || failures() == 1);
+    backup.standby.fail_running(false);
+    backup.handle.request_takeover(false).expect("the guest is owned here");
+    until("the failure is told again", || failures() == 2);
+    assert_eq!(backup.standby.activations(), 1);
+    assert!(backup.standby.verdict().is_none());
+    backup.stop();
+    lab.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
+    primary.handle.request_stop();
+    primary.wait();
+}
+
+#[test]
+fn a_replaced_standby_that_differs_is_ended_and_tried_again() {
+    let lab = Lab {
+        tune_backup: |options| options.check_standby_every = Duration::from_millis(20),
+        ..Lab::new(busy_guest())
+    };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    backup.standby.differ(true);
+    backup.standby.kill();
+    until("it was ended more than once", || backup.standby.abandoned() >= 2);
+    assert!(backup.handle.status().reports.iter().any(|line| line.contains("differs from the guest")));
+    backup.standby.differ(false);
+    until("another standby stands ready", || {
+        backup.handle.status().reports.iter().any(|line| line.contains("another standby stands ready"))
+    });
+    take_over(&lab, &primary, &backup);
+}
+
+#[test]
 fn held_output_beyond_the_bound_ends_the_epoch_early() {
     let lab = Lab {
         tune_primary: |options| {

@@ -93,6 +93,8 @@ impl QemuGuest {
             savers: None,
             tracker: None,
             paused: false,
+            stop_in_doubt: false,
+            stays_paused: false,
             run: RunState::running(),
             detail: PauseDetail::default(),
             stop: Prepared::new("stop", &serde_json::Value::Null),

@@ -8,7 +8,7 @@ mod run_state;
 mod savers;
 mod seam;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use romulus_checkpoint::guest::{GuestError, GuestEvent};
 use romulus_checkpoint::wire::message::MachineIdentity;
@@ -28,6 +28,8 @@ use ram_file::RamFile;
 use run_state::RunState;
 use savers::Savers;
 
+/// Longest wait for the end of a process whose monitor is closed.
+const DEATH_GRACE: Duration = Duration::from_millis(200);
 /// How often a refused `cont` is tried.
 const RESUME_TRIES: usize = 3;
 
@@ -54,6 +56,10 @@ pub struct QemuGuest {
     tracker: Option<Box<dyn DirtyTracker>>,
     /// Between a successful pause and resume.
     paused: bool,
+    /// A stop failed and may yet be carried out: only a `cont` that is answered undoes it.
+    stop_in_doubt: bool,
+    /// Another host may come to run it: it stays paused when this value goes.
+    stays_paused: bool,
     run: RunState,
     detail: PauseDetail,
     stop: Prepared,
@@ -113,6 +119,44 @@ impl QemuGuest {
         outcome.map_err(QemuError::from).and(queued)
     }
 
+    /// Undoes a stop, whether it succeeded or is in doubt.
+    fn run_on(&mut self) -> Result<(), QemuError> {
+        if self.stop_in_doubt {
+            self.undo_stop()?;
+        } else {
+            self.resume_vcpus()?;
+        }
+        self.paused = false;
+        self.stays_paused = false;
+        Ok(())
+    }
+
+    /// A stop that failed must not leave the guest stopped by a late answer: until this succeeds
+    /// it is in doubt.
+    fn undo_stop(&mut self) -> Result<(), QemuError> {
+        self.stop_in_doubt = true;
+        if self.client.is_closed() && !self.process.is_alive() {
+            return Err(QemuError::Gone { pid: self.pid() });
+        }
+        if let Some(savers) = &mut self.savers {
+            savers.cancel(&mut self.client);
+        }
+        // Its event may come late.
+        self.run.expect_stop();
+        self.run.expect_resume();
+        let ticket = self.client.enqueue(&mut self.cont);
+        let outcome = self.client.flush().and_then(|()| self.client.wait(ticket, &self.cont));
+        self.absorb_events();
+        self.run.stop_answered();
+        self.run.resume_answered(outcome.is_ok());
+        // A guest that has ended takes no `cont`, and needs none.
+        if !self.run.has_ended() {
+            outcome.map_err(|error| self.explain_failed_resume(error))?;
+        }
+        self.stop_in_doubt = false;
+        Ok(())
+    }
+
     /// Lets the vCPUs run again if it was us who stopped them.
     fn resume_vcpus(&mut self) -> Result<(), QemuError> {
         if let Some(savers) = &mut self.savers {
@@ -153,7 +197,9 @@ impl QemuGuest {
 
     /// As the seam's error: whatever fails because QEMU is gone says so.
     fn seam_error(&self, error: QemuError, what: &str) -> GuestError {
-        if self.process.is_alive() {
+        // A process that dies closes its monitor a moment before its end can be seen.
+        let ended = self.client.is_closed() && self.process.wait_end(DEATH_GRACE);
+        if !ended && self.process.is_alive() {
             error.guest(what)
         } else {
             QemuError::Gone { pid: self.pid() }.guest(what)
@@ -192,8 +238,9 @@ impl Drop for QemuGuest {
         if self.client.is_closed() {
             return;
         }
-        if self.paused
-            && let Err(error) = self.resume_vcpus()
+        if (self.paused || self.stop_in_doubt)
+            && !self.stays_paused
+            && let Err(error) = self.run_on()
         {
             tracing::error!(%error, "guest left paused");
         }

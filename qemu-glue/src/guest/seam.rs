@@ -63,9 +63,8 @@ impl Guest for QemuGuest {
                 Ok(())
             }
             Err(error) => {
-                // The stop may yet be carried out: whatever it did is undone.
-                self.run.expect_stop();
-                if let Err(error) = self.resume_after_failed_pause() {
+                // The stop may yet be carried out: whatever it did is undone, here or by `resume`.
+                if let Err(error) = self.undo_stop() {
                     tracing::error!(%error, "after a failed pause");
                 }
                 Err(self.seam_error(error, "pausing the guest"))
@@ -134,12 +133,13 @@ impl Guest for QemuGuest {
 
     fn resume(&mut self) -> Result<(), GuestError> {
         let start = Instant::now();
-        let outcome = self.resume_vcpus();
+        let outcome = self.run_on();
         self.detail.note("qmp_cont", start);
-        if outcome.is_ok() {
-            self.paused = false;
-        }
         outcome.map_err(|error| self.seam_error(error, "resuming the guest"))
+    }
+
+    fn leave_paused(&mut self) {
+        self.stays_paused = self.paused;
     }
 
     fn poll_event(&mut self) -> Option<GuestEvent> {
@@ -155,6 +155,8 @@ impl Guest for QemuGuest {
     fn destroy(&mut self) -> Result<(), GuestError> {
         self.tracker = None;
         self.reported_death = true;
+        // Never to run here again, destroyed or not.
+        self.stays_paused = true;
         self.process.kill().map_err(|error| error.guest("destroying the guest"))
     }
 
@@ -180,31 +182,19 @@ impl QemuGuest {
     fn read_rom(&mut self) -> Result<(), QemuError> {
         let room = usize::try_from(self.options.state_max_bytes).unwrap_or(usize::MAX);
         let scratch = Memory::anonymous(room);
-        self.stop_vcpus(false)?;
+        if let Err(error) = self.stop_vcpus(false) {
+            self.undo_stop()?;
+            return Err(error);
+        }
         self.paused = true;
         let saved = match &mut self.savers {
             Some(savers) => savers.save_with_rom(&mut self.client, &scratch, &mut self.rom),
             None => Err(QemuError::failed("reading firmware", "tracking is not started")),
         };
         self.absorb_events();
-        self.resume_vcpus()?;
-        self.paused = false;
+        self.run_on()?;
         // Whoever starts tracking sends everything; pages that are in already are sent again.
         self.rom_dirty_pages = saved?.rom_pages;
         Ok(())
-    }
-
-    /// A pause that failed must not leave the guest stopped by a late answer.
-    fn resume_after_failed_pause(&mut self) -> Result<(), QemuError> {
-        if self.client.is_closed() {
-            return Ok(());
-        }
-        let ticket = self.client.enqueue(&mut self.cont);
-        self.client.flush()?;
-        let outcome = self.client.wait(ticket, &self.cont);
-        self.absorb_events();
-        self.run.stop_answered();
-        self.run.resume_answered(outcome.is_ok());
-        outcome.map_err(QemuError::from)
     }
 }

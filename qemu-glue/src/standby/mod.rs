@@ -21,6 +21,7 @@ pub use options::StandbyOptions;
 
 use crate::discover::{Inventory, identity, ram};
 use crate::error::QemuError;
+use crate::qmp::{Client, QmpError};
 use crate::stream::{ROM_REGION, RomRecord, open_state};
 use incoming::Incoming;
 use process::QemuChild;
@@ -52,6 +53,8 @@ pub struct QemuStandby {
     image: Option<Image>,
     prepared: Option<Incoming>,
     active: Option<(QemuChild, ActiveGuest)>,
+    /// The last activation failed when the machine may have run.
+    may_have_run: bool,
     started: u64,
     info: StandbyInfo,
 }
@@ -59,7 +62,15 @@ pub struct QemuStandby {
 impl QemuStandby {
     /// A standby that is not prepared yet.
     pub fn new(options: StandbyOptions) -> Self {
-        Self { options, image: None, prepared: None, active: None, started: 0, info: StandbyInfo::default() }
+        Self {
+            options,
+            image: None,
+            prepared: None,
+            active: None,
+            may_have_run: false,
+            started: 0,
+            info: StandbyInfo::default(),
+        }
     }
 
     /// Tells which QEMU this is at any time, also when this value belongs to a driver.
@@ -101,11 +112,16 @@ impl QemuStandby {
     fn try_activate(&mut self, state: &[u8]) -> Result<(), QemuError> {
         let mut incoming =
             self.prepared.take().ok_or_else(|| QemuError::failed("activating", "no standby is prepared"))?;
+        self.may_have_run = false;
         let start = Instant::now();
         self.load(&mut incoming, state)?;
         let load = start.elapsed();
         let start = Instant::now();
-        incoming.client.execute("cont", json!({})).map_err(|error| incoming.child.failed("cont", error))?;
+        if let Err(error) = run(&mut incoming.client) {
+            self.may_have_run = !matches!(error, QmpError::Refused { .. });
+            // Going out of scope `incoming` ends QEMU and waits for its end.
+            return Err(incoming.child.failed("cont", error));
+        }
         let resume = start.elapsed();
         let Incoming { mut child, .. } = incoming;
         child.keep();
@@ -113,6 +129,18 @@ impl QemuStandby {
         tracing::info!(pid = guest.pid, qmp = %guest.qmp.display(), ?load, ?resume, "the standby is the guest now");
         self.active = Some((child, guest));
         Ok(())
+    }
+}
+
+/// Runs the machine. Where `cont` is not answered its run state decides.
+fn run(client: &mut Client) -> Result<(), QmpError> {
+    let Err(error) = client.execute("cont", json!({})) else { return Ok(()) };
+    if matches!(error, QmpError::Refused { .. }) {
+        return Err(error);
+    }
+    match client.execute("query-status", json!({})) {
+        Ok(status) if status["status"].as_str() == Some("running") => Ok(()),
+        _ => Err(error),
     }
 }
 
@@ -203,6 +231,10 @@ impl Standby for QemuStandby {
 
     fn activate(&mut self, state: &[u8]) -> Result<(), StandbyError> {
         self.try_activate(state).map_err(|error| error.standby("activating"))
+    }
+
+    fn may_have_run(&self) -> bool {
+        self.may_have_run
     }
 
     fn abandon(&mut self) {

@@ -1,6 +1,7 @@
 //! From a stranger's channel to an established connection.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use romulus_transport::Channel;
 
@@ -132,7 +133,8 @@ fn prepare(shared: &Shared, hello: &Hello, shape: &ArenaShape) -> Result<(), Ref
     }
     let arena = memory.arena();
     let (shape, layout) = (*shape, hello.layout.clone());
-    *lock(&shared.lent) = Some(Arc::new(Lent { shape, layout, machine, memory, arena }));
+    let spoiled = AtomicBool::new(false);
+    *lock(&shared.lent) = Some(Arc::new(Lent { shape, layout, machine, memory, arena, spoiled }));
     Ok(())
 }
 

@@ -63,9 +63,21 @@ pub(super) struct Lent {
     pub machine: MachineIdentity,
     pub memory: BackupArena,
     pub arena: romulus_transport::Arena,
+    /// The guest may have run on the image: it is not the committed guest any more.
+    pub spoiled: AtomicBool,
 }
 
 impl Lent {
+    /// The guest may have run on this image.
+    pub fn spoil(&self) {
+        self.spoiled.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing may be started over this image any more.
+    pub fn is_spoiled(&self) -> bool {
+        self.spoiled.load(Ordering::Acquire)
+    }
+
     /// The slot of an epoch.
     pub fn slot(&self, epoch: Epoch) -> Memory {
         let offset = (epoch.0 % self.shape.slots) * self.shape.slot_bytes;

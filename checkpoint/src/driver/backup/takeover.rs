@@ -16,6 +16,9 @@ use crate::placement::committed::HomingCopy;
 const PARALLEL_FROM: usize = 1024;
 /// Standbys that are tried before the guest counts as lost.
 const ACTIVATION_ATTEMPTS: u32 = 3;
+/// Why nothing is started over an image any more.
+const SPOILED: &str = "the guest may have run on this image for a moment, so that its memory does not \
+                       belong to the committed state any more: it is not started again";
 /// Copies that a thread takes at a time.
 const BATCH: usize = 64;
 
@@ -63,9 +66,16 @@ fn take_over(shared: &Shared, epoch: Epoch, displaced: &[HomingCopy]) {
             shared.note(&format!("the guest runs here, from epoch {epoch}"));
             shared.finish(BackupOutcome::Activated(takeover));
         }
-        Some(why) => shared.finish(BackupOutcome::Failed(format!(
-            "this host owns the guest, and it could not be started from epoch {epoch}: {why}"
-        ))),
+        // The image is the only one there is: it stays, and the operator may ask again.
+        Some(why) => {
+            tracing::error!(%epoch, %why, "the guest is owned here and does not run");
+            let spoiled = shared.lent().is_some_and(|lent| lent.is_spoiled());
+            let advice = "; the image is kept: mend the cause and ask for the takeover again";
+            shared.note(&format!(
+                "this host owns the guest, and it could not be started from epoch {epoch}: {why}{}",
+                if spoiled { "" } else { advice }
+            ));
+        }
     }
 }
 
@@ -76,6 +86,9 @@ fn activate(
     takeover: &mut TakeoverStatus,
 ) -> Result<(), String> {
     let lent = shared.lent().ok_or("there is no image")?;
+    if lent.is_spoiled() {
+        return Err(SPOILED.into());
+    }
     let began = shared.clock.now();
     copy_all(&lent, displaced, shared.options.takeover_threads)?;
     let copied = shared.clock.now();
@@ -91,15 +104,23 @@ fn activate(
 fn start_guest(shared: &Shared, lent: &Lent, state: &[u8]) -> Result<(), String> {
     let mut standby = lock(&shared.standby);
     let mut ready = standby.check();
-    for _ in 1..ACTIVATION_ATTEMPTS {
-        match ready.and_then(|()| standby.activate(state)) {
+    for attempt in 1.. {
+        let error = match ready.and_then(|()| standby.activate(state)) {
             Ok(()) => return Ok(()),
-            Err(error) => shared.note(&format!("the guest did not start ({error}): trying another standby")),
+            Err(error) => error,
+        };
+        if standby.may_have_run() {
+            lent.spoil();
+            return Err(format!("{error}; {SPOILED}"));
         }
+        if attempt == ACTIVATION_ATTEMPTS {
+            return Err(error.to_string());
+        }
+        shared.note(&format!("the guest did not start ({error}): trying another standby"));
         standby.abandon();
         ready = standby.prepare(&lent.layout, &lent.memory.regions).map(drop);
     }
-    ready.and_then(|()| standby.activate(state)).map_err(|error| error.to_string())
+    unreachable!("the last attempt returns")
 }
 
 /// Makes all copies, on several threads where there are many.

@@ -38,16 +38,24 @@ fn abandon(shared: &Shared, ended: Option<Arc<Lent>>) {
 fn check(shared: &Shared) {
     let _admitting = lock(&shared.admitting);
     let Some(lent) = shared.lent() else { return };
-    if matches!(shared.progress().0, BackupState::TakingOver | BackupState::Active) {
+    // Before anything is looked at: a takeover that was under way is over then, or goes first.
+    let mut standby = lock(&shared.standby);
+    let taken = matches!(shared.progress().0, BackupState::TakingOver | BackupState::Active);
+    if taken || lent.is_spoiled() {
         return;
     }
-    let mut standby = lock(&shared.standby);
     let Err(error) = standby.check() else { return };
     shared.note(&format!("the standby is gone ({error}): preparing another"));
     match standby.prepare(&lent.layout, &lent.memory.regions) {
         Ok(machine) => match difference(&lent.machine, &machine) {
             None => shared.note("another standby stands ready"),
-            Some(text) => shared.note(&format!("the new standby differs from the guest: {text}")),
+            Some(text) => {
+                // Nothing stands ready: the next check tries again.
+                standby.abandon();
+                shared.note(&format!(
+                    "no standby stands ready: the new one differs from the guest and was ended: {text}"
+                ));
+            }
         },
         Err(error) => shared.note(&format!("no standby stands ready: {error}")),
     }

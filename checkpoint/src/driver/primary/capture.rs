@@ -31,6 +31,7 @@ pub(super) struct Capture {
     pub(super) held_paused: bool,
     paused_by_others: bool,
     gone: Option<PrimaryOutcome>,
+    destroyed: bool,
     failures: u32,
     /// Begin of the last checkpoint, if the one after it is due an interval later.
     pub(super) last_begin: Option<Time>,
@@ -116,6 +117,7 @@ impl Capture {
             held_paused: false,
             paused_by_others: false,
             gone: None,
+            destroyed: false,
             failures: 0,
             last_begin: None,
             ended_early: false,
@@ -130,7 +132,8 @@ impl Capture {
             self.shared.perform();
             self.obey_orders();
             let state = self.shared.state();
-            if matches!(state, PrimaryState::Ended | PrimaryState::Lost) && !self.orders_pending() {
+            if matches!(state, PrimaryState::Ended | PrimaryState::Lost) {
+                // `leave` obeys what was ordered together with this state.
                 break;
             }
             self.poll_guest();
@@ -147,11 +150,6 @@ impl Capture {
         self.leave();
     }
 
-    fn orders_pending(&self) -> bool {
-        let orders = &self.shared.orders;
-        orders.destroy.load(Ordering::Acquire) || orders.resume.load(Ordering::Acquire)
-    }
-
     /// Carries out what the machine ordered for the guest.
     fn obey_orders(&mut self) {
         if self.shared.orders.destroy.swap(false, Ordering::AcqRel) {
@@ -162,18 +160,23 @@ impl Capture {
         }
     }
 
+    /// Once: the backup owns the guest. Whatever comes of it, the guest does not run on here.
     fn destroy_guest(&mut self) {
+        if std::mem::replace(&mut self.destroyed, true) {
+            return;
+        }
         self.held_paused = false;
         match self.guest.destroy() {
             Ok(()) => {
                 self.shared.note("the backup owns the guest: destroyed here");
                 self.shared.conclude(PrimaryOutcome::TakenOver);
+                (self.shared.pause_flag)(false);
             }
+            // The flag stays as it is: a guest that is paused is the guard's to destroy.
             Err(error) => self.shared.conclude(PrimaryOutcome::Failed(format!(
                 "the backup owns the guest, and it could not be destroyed here: {error}"
             ))),
         }
-        (self.shared.pause_flag)(false);
     }
 
     /// Lets a guest run on that a last checkpoint left paused (I8).
@@ -183,8 +186,17 @@ impl Capture {
         }
         match super::pause::resume_at_last(&mut *self.guest) {
             Ok(()) => (self.shared.pause_flag)(false),
-            Err(error) => self.shared.fail(format!("the guest is paused and could not be resumed: {error}")),
+            Err(error) => self.not_resumed(error),
         }
+    }
+
+    /// A guest that was to run does not: it is gone, or paused for good, with the flag up.
+    pub(super) fn not_resumed(&mut self, error: GuestError) {
+        if let GuestError::Gone(why) = error {
+            (self.shared.pause_flag)(false);
+            return self.guest_gone(ByeReason::GuestDied, PrimaryOutcome::GuestDied(why));
+        }
+        self.shared.fail(format!("the guest is paused and could not be resumed: {error}"));
     }
 
     /// Takes note of what happened to the guest by itself.
@@ -287,7 +299,7 @@ impl Capture {
 
     fn prepare_round(&mut self, everything: bool) -> Result<(), (&'static str, GuestError)> {
         if !self.tracking {
-            self.guest.start_tracking().map_err(|error| ("starting to track dirty pages", error))?;
+            self.start_tracking().map_err(|error| ("starting to track dirty pages", error))?;
             self.tracking = true;
         }
         self.tools.dirty.collect(&mut *self.guest).map_err(|error| ("collecting dirty pages", error))?;
@@ -295,6 +307,20 @@ impl Capture {
             self.tools.dirty.clear();
         }
         Ok(())
+    }
+
+    /// It may pause the guest for a moment: the flag is up until the guest is known to run.
+    fn start_tracking(&mut self) -> Result<(), GuestError> {
+        (self.shared.pause_flag)(true);
+        let outcome = self.guest.start_tracking();
+        if outcome.is_err()
+            && let Err(error) = super::pause::resume_at_last(&mut *self.guest)
+        {
+            self.not_resumed(error);
+        } else {
+            (self.shared.pause_flag)(false);
+        }
+        outcome
     }
 
     /// A guest operation failed and the guest runs.
@@ -331,12 +357,30 @@ impl Capture {
         self.failures = 0;
     }
 
-    /// The end of the thread: the guest runs (unless it is gone or owned elsewhere), untracked;
-    /// the gate is out of its way if the machine let go of its output.
+    /// The backup was told to go on with a guest that is paused here, and nobody knows whether it
+    /// does. Without a grant the guest stays paused and the flag up: who resumes it needs one (I9).
+    fn leave_paused(&mut self) {
+        let text = "the guest is paused: the backup was told to go on with it and may run it; \
+                    resume it here only when the record says that this host runs it alone";
+        self.shared.note(text);
+        self.shared.conclude_failed_also(text);
+    }
+
+    /// The end of the thread: the guest runs (unless it is gone, owned elsewhere or perhaps so),
+    /// untracked; the gate is out of its way if the machine let go of its output.
     fn leave(&mut self) {
-        let state = self.shared.state();
-        if state != PrimaryState::Lost && self.gone.is_none() {
+        // Asked for first: what was ordered on the way to this state is queued by now.
+        let (state, may_run) = self.shared.call(|primary, _, _| (primary.state(), primary.keep_guest_here()));
+        self.shared.perform();
+        self.obey_orders();
+        if state == PrimaryState::Lost {
+            self.destroy_guest();
+        } else if self.gone.is_some() {
+            (self.shared.pause_flag)(false);
+        } else if may_run {
             self.resume_held();
+        } else if self.held_paused {
+            self.leave_paused();
         }
         if let Err(error) = self.guest.stop_tracking() {
             self.shared.note(&format!("ending dirty tracking failed: {error}"));

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::capture::{Capture, Tools};
 use super::jobs::{Job, Kind};
 use super::options::CaptureMode;
-use super::pause::Paused;
+use super::pause::{NotPaused, Paused};
 use super::shared::Shared;
+use super::staging::{Span, Staging};
 use crate::PAGE_BYTES;
 use crate::guest::GuestError;
 use crate::metrics::{Counter, Phase, Quantity};
@@ -44,28 +45,34 @@ impl Capture {
                 self.shared.jobs.submit(job);
             }
             Ok(captured) => self.not_taken(captured),
-            Err(error) => self.guest_failed("pausing the guest", &error),
+            Err(NotPaused { error, resumed }) => {
+                if let Err(error) = resumed {
+                    self.not_resumed(error);
+                }
+                self.guest_failed("pausing the guest", &error);
+            }
         }
     }
 
     /// From before the pause to after it.
-    fn pause_and_capture(&mut self, job: Job, last: bool) -> Result<Captured, GuestError> {
+    fn pause_and_capture(&mut self, job: Job, last: bool) -> Result<Captured, NotPaused> {
         let shared = &*self.shared;
         let mut paused = match Paused::pause(&mut *self.guest, &*shared.pause_flag, &shared.metrics) {
             Ok(paused) => paused,
-            Err(error) => {
+            Err(not_paused) => {
                 shared.jobs.give_back(job);
                 shared.call(|primary, _, _| primary.capture_failed(&[]));
-                return Err(error);
+                return Err(not_paused);
             }
         };
         shared.metrics.count(Counter::EpochsCaptured, 1);
         let captured = capture(shared, &mut self.tools, &mut paused, job);
         if last && matches!(captured, Captured::Taken(_) | Captured::Sent) {
             paused.keep();
+            self.guest.leave_paused();
             self.held_paused = true;
         } else if let Err(error) = paused.resume() {
-            self.shared.fail(format!("the guest is paused and could not be resumed: {error}"));
+            self.not_resumed(error);
         }
         Ok(captured)
     }
@@ -196,21 +203,27 @@ fn stage_piece(shared: &Shared, tools: &mut Tools, job: &mut Job) -> bool {
         return true;
     }
     let least = wanted.min(LEAST_PIECE_BYTES);
-    let Some(span) = wait_for(shared, || shared.staging.take(wanted, least)) else {
+    let Some(span) = wait_for(shared, || take_span(&shared.staging, job, wanted, least)) else {
         // The connection was given up: nothing of this epoch will be sent.
         return true;
     };
     let Some(link) = shared.link() else { return true };
     tools.copies.clear();
     tools.plan.stage(&span, link.staging, &shared.borders, &shared.shape, &mut tools.copies, &mut job.writes);
-    job.staging_end = span.end;
     tools.copier.copy(&mut tools.copies);
     tools.plan.pages_left() == 0
 }
 
+/// Takes staging memory for a job; it is given back with the job, whatever comes of it.
+fn take_span(staging: &Staging, job: &mut Job, wanted: u64, least: u64) -> Option<Span> {
+    let span = staging.take(wanted, least)?;
+    job.staging_end = span.end;
+    Some(span)
+}
+
 /// Tries until the sender has freed something; gives the connection up, and `None`, when nothing
 /// is freed for long.
-fn wait_for<T>(shared: &Shared, attempt: impl Fn() -> Option<T>) -> Option<T> {
+fn wait_for<T>(shared: &Shared, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
         let seen = shared.jobs.freed.seen();
@@ -222,5 +235,26 @@ fn wait_for<T>(shared: &Shared, attempt: impl Fn() -> Option<T>) -> Option<T> {
             return None;
         }
         shared.jobs.freed.wait(seen, JOB_WAIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use romulus_transport::Memory;
+
+    use super::super::jobs::Jobs;
+    use super::*;
+
+    #[test]
+    fn staging_memory_comes_back_with_a_job_of_which_nothing_is_sent() {
+        let staging = Staging::new(Memory::anonymous(64), 4);
+        let jobs = Jobs::new(1, Duration::ZERO);
+        let mut job = jobs.take_free(Duration::ZERO).expect("no job is out");
+        for _ in 0..10 {
+            job.staging_end = 0;
+            assert!(take_span(&staging, &mut job, 64, 64).is_some(), "the ring is empty");
+            assert!(take_span(&staging, &mut job, 4, 4).is_none(), "the ring is full");
+            staging.release(job.staging_end);
+        }
     }
 }

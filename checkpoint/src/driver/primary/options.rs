@@ -120,9 +120,11 @@ impl PrimaryOptions {
     /// The arena that these options ask the backup for.
     pub fn arena_shape(&self, layout: &GuestLayout) -> ArenaShape {
         let pages = layout.pages();
-        // An epoch has at most one transfer a page, and placing it in spares bounds its pages; the
-        // first epoch, placed at home, is bounded by the end of the synchronization.
-        let transfers = pages.min(self.spares.max(self.machine.sync_target_pages));
+        // Placing an epoch in spares bounds its pages, of which each may be a transfer. The first
+        // epoch, placed at home, may have any pages: a guest that writes faster than rounds are
+        // sent ends the synchronization with whatever is dirty. Its extents do not touch, so that
+        // there are no more than every second page gives.
+        let transfers = pages.min(self.spares.max(pages.div_ceil(2)));
         let slot_bytes = slot::state_offset_bytes(transfers) + self.max_state_bytes;
         ArenaShape {
             pages,
@@ -165,6 +167,26 @@ impl PrimaryParts {
             threads: Arc::new(NoThreadSetup),
             pause_flag: Arc::new(|_| ()),
             staging: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synthetic::{SyntheticGuest, SyntheticOptions};
+
+    #[test]
+    fn a_slot_holds_a_first_epoch_of_every_second_page() {
+        for pages in [1, 7, 10_001] {
+            let options = SyntheticOptions { regions: vec![pages], ..SyntheticOptions::default() };
+            let guest = SyntheticGuest::start(options).expect("a small guest starts");
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+            let mut options = PrimaryOptions::new("alpha", peer, &guest).expect("random numbers");
+            options.spares = 1;
+            let shape = options.arena_shape(guest.layout());
+            let most = slot::max_transfers(shape.slot_bytes, options.max_state_bytes);
+            assert!(most >= pages.div_ceil(2), "{most} of {pages}");
         }
     }
 }

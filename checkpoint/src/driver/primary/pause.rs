@@ -17,21 +17,31 @@ pub(super) struct Paused<'a> {
     began: Instant,
 }
 
+/// A pause that failed.
+pub(super) struct NotPaused {
+    /// Why.
+    pub error: GuestError,
+    /// Whether the guest is known to run since, with the flag down. Otherwise the flag is up.
+    pub resumed: Result<(), GuestError>,
+}
+
 impl<'a> Paused<'a> {
-    /// Raises the flag and pauses the guest. After failure the guest runs (or is gone) and the
-    /// flag is down.
+    /// Raises the flag and pauses the guest.
     pub fn pause(
         guest: &'a mut dyn Guest,
         flag: &'a (dyn Fn(bool) + Send + Sync),
         metrics: &'a Metrics,
-    ) -> Result<Self, GuestError> {
+    ) -> Result<Self, NotPaused> {
         let began = Instant::now();
         flag(true);
         match metrics.run_phase(Phase::Stop, || guest.pause()) {
             Ok(()) => Ok(Self { guest: Some(guest), flag, metrics, began }),
             Err(error) => {
-                flag(false);
-                Err(error)
+                let resumed = resume_at_last(guest);
+                if resumed.is_ok() {
+                    flag(false);
+                }
+                Err(NotPaused { error, resumed })
             }
         }
     }

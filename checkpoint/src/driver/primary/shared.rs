@@ -319,6 +319,15 @@ impl Shared {
         lock(&self.outcome).get_or_insert(outcome);
     }
 
+    /// It ended in a failure, whatever else was said before.
+    pub fn conclude_failed_also(&self, text: &str) {
+        let mut outcome = lock(&self.outcome);
+        *outcome = Some(PrimaryOutcome::Failed(match outcome.take() {
+            Some(PrimaryOutcome::Failed(before)) => format!("{before}; {text}"),
+            _ => text.to_owned(),
+        }));
+    }
+
     /// Whether all threads are to end.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
