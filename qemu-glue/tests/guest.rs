@@ -221,6 +221,7 @@ fn a_guard_resumes_and_destroys() {
     assert!(handle.alive());
     handle.resume_if_paused().expect("resume");
     handle.resume_if_paused().expect("again");
+    handle.tidy().expect("tidy");
     let mut client = vm.connect();
     assert_eq!(client.execute("query-status", json!({})).expect("status")["status"], "running");
     let capabilities = client.execute("query-migrate-capabilities", json!({})).expect("capabilities");
