@@ -76,7 +76,8 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
     driver.machine.takeover_automatic = automatic;
     driver.machine.shared_arbiter = arbiter != ArbiterSpec::None;
 
-    let standby = QemuStandby::new(StandbyOptions::new(arguments, runtime_dir()));
+    let standby =
+        QemuStandby::new(StandbyOptions::new(arguments, options.run_dir.clone().unwrap_or_else(runtime_dir)));
     let info = standby.info();
     let moves = if automatic { AutomaticMoves::AcceptSplitBrain } else { AutomaticMoves::Solo };
     let arbiter = arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;

@@ -116,6 +116,8 @@ impl Stage {
             listen.to_owned(),
             "--standby".to_owned(),
             standby.to_string_lossy().into_owned(),
+            "--run-dir".to_owned(),
+            self.dir().to_string_lossy().into_owned(),
             "--host".to_owned(),
             "backup".to_owned(),
             "--arbiter".to_owned(),

@@ -21,6 +21,11 @@ pub struct BackupOptions {
     #[arg(long, value_name = "FILE")]
     pub standby: Option<PathBuf>,
 
+    /// Folder for the standby's sockets and logs; after a takeover the guest's QMP socket is there
+    /// [default: /run/romulus, or below $XDG_RUNTIME_DIR when not root]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+
     /// Largest arena lent to a primary, in MiB [default: what is available, less a tenth]
     #[arg(long, value_name = "MIB")]
     pub memory_limit_mib: Option<u64>,
@@ -45,7 +50,7 @@ pub struct BackupOptions {
 impl BackupOptions {
     /// Takes what is unset from the settings file.
     pub fn or(mut self, file: BackupOptions) -> Self {
-        fill_unset!(self, file, [listen, standby, memory_limit_mib, takeover, accept_split_brain]);
+        fill_unset!(self, file, [listen, standby, run_dir, memory_limit_mib, takeover, accept_split_brain]);
         self.common = self.common.or(file.common);
         self
     }

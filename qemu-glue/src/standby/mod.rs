@@ -4,6 +4,7 @@ mod incoming;
 mod info;
 mod options;
 mod process;
+mod stale;
 mod template;
 
 use std::os::unix::fs::MetadataExt;
@@ -60,8 +61,9 @@ pub struct QemuStandby {
 }
 
 impl QemuStandby {
-    /// A standby that is not prepared yet.
+    /// A standby that is not prepared yet. Clears away what killed predecessors left.
     pub fn new(options: StandbyOptions) -> Self {
+        stale::remove(&options.run_dir);
         Self {
             options,
             image: None,
