@@ -56,8 +56,12 @@ impl QemuChild {
             .stdout(log.try_clone().map_err(fail)?)
             .stderr(log)
             .process_group(0)
-            .spawn()
-            .map_err(fail)?;
+            .spawn();
+        let child = child.map_err(|why| {
+            // Nobody owns the folder yet; an error in removing it is not what matters here.
+            let _ = std::fs::remove_dir_all(directory);
+            fail(why)
+        })?;
         let pid = i32::try_from(child.id()).unwrap_or_default();
         let process = Process::open(pid)?;
         let mut started = Self { child, process, directory: directory.to_owned(), keep: false };
