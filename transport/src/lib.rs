@@ -11,6 +11,7 @@ pub mod error;
 pub mod fabric;
 pub mod memory;
 pub mod sim;
+pub mod stream;
 pub mod tcp;
 
 pub use arena::Arena;

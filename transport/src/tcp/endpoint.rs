@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFd;
 
-use super::control::{Frame, Reader, Writer, is_passing};
-use super::fence::Fences;
-use super::link::{Link, lock, reason_of};
 use super::sender::Poster;
-use super::socket::{deadline_after, hung_up, is_ready, readable, wait};
 use super::wire::{ControlKind, MAX_STREAMS};
 use crate::error::{CloseReason, TransportError};
 use crate::fabric::{Endpoint, Event, MAX_MESSAGE_BYTES, MessageBuffer, RegionId, Write};
 use crate::memory::Memory;
+use crate::stream::control::{Frame, Reader, Writer, is_passing};
+use crate::stream::fence::Fences;
+use crate::stream::link::{Link, lock, reason_of};
+use crate::stream::socket::{deadline_after, hung_up, is_ready, readable, wait};
 
 /// What has been received but not handed out.
 struct Inbox {
@@ -263,7 +263,7 @@ impl Drop for TcpEndpoint {
 fn discard_received(link: &Link) {
     let mut bytes = [0; 4096];
     for _ in 0..64 {
-        match super::socket::receive_now(&link.control, &mut bytes) {
+        match crate::stream::socket::receive_now(&link.control, &mut bytes) {
             Ok(0) => return,
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
             _ => {}
