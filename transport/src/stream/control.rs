@@ -91,16 +91,23 @@ impl Writer {
         self.flush(socket, stop, deadline)
     }
 
-    /// Sends an empty frame if that is possible without waiting.
-    pub(crate) fn send_if_room(&mut self, socket: &TcpStream, kind: ControlKind) -> io::Result<()> {
+    /// Sends a frame if that is possible without waiting; false if it is not. What is taken is
+    /// sent whole, the rest of it by a later call if need be.
+    pub(crate) fn send_if_room(
+        &mut self,
+        socket: &TcpStream,
+        kind: ControlKind,
+        body: &[u8],
+    ) -> io::Result<bool> {
         if self.start < self.end {
             self.push(socket)?;
         }
-        if self.start == self.end {
-            self.stage(kind, &[]);
-            self.push(socket)?;
+        if self.start < self.end {
+            return Ok(false);
         }
-        Ok(())
+        self.stage(kind, body);
+        self.push(socket)?;
+        Ok(true)
     }
 
     fn stage(&mut self, kind: ControlKind, body: &[u8]) {

@@ -51,7 +51,7 @@ impl Heartbeat {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        if let Err(error) = writer.send_if_room(&self.link.control, ControlKind::Heartbeat) {
+        if let Err(error) = writer.send_if_room(&self.link.control, ControlKind::Heartbeat, &[]) {
             self.link.lose(reason_of(&error, "sending a heartbeat"));
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::socket::Signal;
+use super::socket::{Signal, receive_now};
 use crate::error::CloseReason;
 
 /// How long the other streams may go on after one of them has ended, so that what the peer sent
@@ -97,6 +97,19 @@ impl Link {
             return None;
         }
         lock(&self.fate).ended.clone()
+    }
+
+    /// Empties the control socket, as the last thing: with unread bytes in it, the kernel would
+    /// answer the last close with a reset that can overtake the goodbye.
+    pub(crate) fn discard_received(&self) {
+        let mut bytes = [0; 4096];
+        for _ in 0..64 {
+            match receive_now(&self.control, &mut bytes) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
+                _ => {}
+            }
+        }
     }
 
     /// From now on nobody reads what was received.
