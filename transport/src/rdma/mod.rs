@@ -15,7 +15,10 @@
 //! Threads of an established connection: `rom-heartbeat` on both sides; a listener has
 //! `rom-accept`. Writes, markers, messages and completions are handled in the calling threads.
 
+#[cfg(feature = "rdma")]
 mod choice;
+#[cfg(all(test, feature = "rdma"))]
+mod choice_tests;
 pub mod devices;
 pub mod wire;
 
