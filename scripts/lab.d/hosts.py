@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import socket
 import subprocess
 
 import namespace
@@ -85,8 +86,7 @@ class Host:
         for name in ("stdout", "stderr", "status"):
             channels[name], theirs[name] = os.pipe()
         if self.terminal:
-            ours, far = os.openpty()
-            channels["terminal"], theirs["terminal"] = ours, far
+            channels["terminal"], theirs["terminal"] = (end.detach() for end in socket.socketpair())
         command = self.lab.instance(self, theirs)
         with open(os.path.join(self.folder, "console"), "wb") as console:
             try:

@@ -101,7 +101,7 @@ class Lab:
             for name, file in (("stdout", sys.stdout), ("stderr", sys.stderr)):
                 self.watch(channels[name], Stream(number, file, newline))
             if size:
-                self.shell.attach(self.selector, channels["terminal"])
+                self.shell.show(self.selector, channels["terminal"])
             self.selector.register(channels["status"], selectors.EVENT_READ, self.reporter(host, channels["status"]))
 
     def watch(self, descriptor, stream):
@@ -132,6 +132,8 @@ class Lab:
                 word, _, value = line.decode().strip().partition(" ")
                 if word == "up":
                     host.up = True
+                    if host.terminal:
+                        self.shell.listen(self.selector)
                 elif word == "exit":
                     host.status = int(value)
 

@@ -34,31 +34,36 @@ class Terminal:
         if self.saved:
             termios.tcsetattr(self.descriptor, termios.TCSADRAIN, self.saved)
 
-    def attach(self, selector, far):
-        """Passes bytes in both directions between the user and `far`, the host's terminal."""
+    def show(self, selector, far):
+        """From now on, what comes from `far`, the host's terminal, is shown to the user."""
         self.far = far
-        selector.register(far, selectors.EVENT_READ, lambda: self.show(selector))
-        selector.register(self.descriptor, selectors.EVENT_READ, lambda: self.send(selector))
 
-    def send(self, selector):
-        data = os.read(self.descriptor, 4096)
-        if not data:
-            selector.unregister(self.descriptor)
-            data = b"\x04"  # the shell sees the end of its input
-        os.write(self.far, data)
+        def ready():
+            try:
+                data = os.read(far, 65536)
+            except OSError:  # the host is gone
+                data = b""
+            if data:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            else:
+                selector.unregister(far)
 
-    def show(self, selector):
-        try:
-            data = os.read(self.far, 65536)
-        except OSError:  # the host is gone
-            data = b""
-        if data:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        else:
-            selector.unregister(self.far)
+        selector.register(far, selectors.EVENT_READ, ready)
+
+    def listen(self, selector):
+        """From now on, what the user types goes to the host."""
+
+        def ready():
+            data = os.read(self.descriptor, 4096)
+            if not data:
+                selector.unregister(self.descriptor)
+                data = b"\x04"  # the shell sees the end of its input
+            os.write(self.far, data)
+
+        selector.register(self.descriptor, selectors.EVENT_READ, ready)
 
     def detach(self, selector):
-        """The host is gone: nobody reads any more. What it said is shown to the end."""
+        """The host is gone: nobody reads what is typed."""
         if self.descriptor in selector.get_map():
             selector.unregister(self.descriptor)
