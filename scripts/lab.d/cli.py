@@ -27,7 +27,7 @@ def parse():
     def verb(name, text, kind=True):
         sub = verbs.add_parser(name, help=text, description=text)
         if kind:
-            sub.add_argument("--kind", choices=["uml"], default="uml")
+            sub.add_argument("--kind", choices=["uml", "qemu"], default="uml")
         return sub
 
     def sizes(sub):

@@ -23,8 +23,12 @@ def address6(number):
     return f"fd77::{number}"
 
 
+def mac(number):
+    return f"02:77:00:00:00:{number:02x}"
+
+
 class Host:
-    """`command` is a list of words, `shares` are folders that the host may write to."""
+    """`command` is a list of words."""
 
     def __init__(self, lab, number, command, terminal=None):
         self.lab = lab
@@ -63,7 +67,7 @@ class Host:
             "lab_mtu": str(self.lab.mtu),
             "lab_folder": os.getcwd(),
             "lab_command": shlex.join(self.command),
-            "lab_shares": "\n".join(f"share{i} {path}" for i, path in enumerate(self.lab.shares)),
+            "lab_shares": "\n".join(f"{tag} {path}" for tag, path in self.lab.tagged_shares()),
             "lab_rows": str(rows),
             "lab_columns": str(columns),
             **ports,
@@ -139,9 +143,45 @@ def uml(host, theirs):
     if host.lab.hosts > 1:
         words.append(
             f"vec0:transport=tap,ifname={namespace.tap(host.number)},mtu={host.lab.mtu},"
-            f"mac=02:77:00:00:00:{host.number:02x}"
+            f"mac={mac(host.number)}"
         )
     return words + ["--", settings]
 
 
-KINDS = {"uml": uml}
+def has_kvm():
+    """Whether a guest runs under KVM here: some machines offer /dev/kvm to a CPU that cannot."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        flags = next((line.split() for line in file if line.startswith("flags")), [])
+    return ("vmx" in flags or "svm" in flags) and os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def qemu(host, theirs):
+    """The command line of a virtual machine with Debian's kernel."""
+    ports = {f"lab_{name}": name if name in theirs else "" for name in ("stdout", "stderr", "status", "terminal")}
+    ports["lab_modules"] = host.lab.kernel
+    settings = host.write_settings(ports)
+    words = [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", "q35", *(["-accel", "kvm", "-cpu", "host"] if has_kvm() else ["-accel", "tcg", "-cpu", "max"]),
+        "-smp", "2", "-m", f"{host.lab.memory_mib}M",
+        "-kernel", f"{host.lab.kernel}/vmlinuz", "-initrd", f"{host.lab.kernel}/initramfs",
+        "-append", f"console=ttyS0 quiet panic=-1 lab_init={HERE}/host-init lab_settings={settings}",
+        "-serial", "stdio", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+    ]
+    for name, descriptor in theirs.items():
+        how = f"socket,id={name},fd={descriptor}" if name == "terminal" else f"file,id={name},path=/dev/fd/{descriptor}"
+        words += ["-chardev", how, "-device", f"virtserialport,chardev={name},name={name}"]
+    folders = {"root": "/", **{tag: folder for tag, folder in host.lab.tagged_shares()}}
+    for tag, folder in folders.items():
+        path = folder.replace(",", ",,")
+        access = "on" if tag == "root" else "off"
+        words += ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,multidevs=remap,readonly={access}"]
+    if host.lab.hosts > 1:
+        words += [
+            "-netdev", f"tap,id=net,ifname={namespace.tap(host.number)},script=no,downscript=no",
+            "-device", f"virtio-net-pci,netdev=net,mac={mac(host.number)},host_mtu={host.lab.mtu}",
+        ]
+    return words
+
+
+KINDS = {"uml": uml, "qemu": qemu}

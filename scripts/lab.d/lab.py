@@ -62,6 +62,10 @@ class Lab:
         self.folder = self.work = None
         self.over = False
 
+    def tagged_shares(self):
+        """The folders that hosts may write to, each with a tag to mount it by."""
+        return [(f"share{index}", folder) for index, folder in enumerate(self.shares)]
+
     def run(self):
         """Runs the lab to its end; returns the exit status of scripts/lab."""
         self.folder, lock = registry.enter(self.name)
