@@ -23,6 +23,12 @@ def address6(number):
     return f"fd77::{number}"
 
 
+def cpu_mhz():
+    """Of the outer machine, by its own account."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("cpu MHz")), "")
+
+
 def mac(number):
     return f"02:77:00:00:00:{number:02x}"
 
@@ -70,6 +76,7 @@ class Host:
             "lab_shares": "\n".join(f"{tag} {path}" for tag, path in self.lab.tagged_shares()),
             "lab_rows": str(rows),
             "lab_columns": str(columns),
+            "lab_cpu_mhz": cpu_mhz(),
             **ports,
         }
         passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and name.isidentifier()}
