@@ -31,6 +31,7 @@ pub fn stage() -> Stage {
         check_mib: 32,
         dirty_mib_per_second: 10.0,
         halt_after_s: None,
+        networked: false,
         image_dir: image_dir(),
     };
     Stage::new(machine, program()).expect("a stage")
