@@ -26,6 +26,8 @@ pub struct Machine {
     pub halt_after_s: Option<u64>,
     /// A network card on its host's tap, and a server behind it.
     pub networked: bool,
+    /// Servers of others run in it as well: HTTP, telnet, redis, iperf3.
+    pub servers: bool,
     /// Folder with `vmlinuz` and `initramfs`.
     pub image_dir: PathBuf,
 }
@@ -56,7 +58,7 @@ impl Machine {
         let backend = format!("memory-backend-file,id=ram,size={size},mem-path={ram},share=on,prealloc=off");
         let console = format!("file:{}", console.display());
         let kernel = self.image_dir.join("vmlinuz");
-        let initramfs = self.image_dir.join("initramfs");
+        let initramfs = self.image_dir.join(if self.servers { "initramfs-servers" } else { "initramfs" });
         let mut settings = format!(
             "console=ttyS0 quiet romulus.check_mib={} romulus.dirty_mib_per_second={}",
             self.check_mib, self.dirty_mib_per_second
@@ -66,6 +68,9 @@ impl Machine {
         }
         if self.networked {
             settings.push_str(&format!(" romulus.address={}", network::GUEST_ADDRESS));
+        }
+        if self.servers {
+            settings.push_str(" romulus.servers=1");
         }
         add(&["-name", "romulus-demo", "-nodefaults", "-vga", "none", "-display", "none"]);
         add(&["-machine", &machine, "-cpu", cpu, "-smp", "1", "-m", &size, "-object", &backend]);

@@ -29,6 +29,7 @@ fn machine(options: &DemoOptions) -> Machine {
         dirty_mib_per_second: options.dirty_mib_per_second,
         halt_after_s: None,
         networked: !options.no_client,
+        servers: false,
         image_dir: options.image_dir.clone(),
     }
 }
@@ -50,9 +51,7 @@ pub fn run_once(options: &DemoOptions) -> Result<RunReport, Failure> {
         ..RunReport::default()
     };
     let mut stage = Stage::new(machine, &program)?;
-    if stage.network.is_some() {
-        stage.protect_options.push("--allow-ungated-network".into());
-    }
+    stage.ungated = true;
     if let Err(failure) = play(options, &mut stage, &mut report) {
         check_interrupted()?;
         println!("  FAILED: {failure}");

@@ -34,6 +34,8 @@ pub struct Stage {
     pub protect: Option<Instance>,
     /// The hosts' network and the world, if the guest has a card.
     pub network: Option<Network>,
+    /// What the guest sends leaves at once, whatever happens to its epoch.
+    pub ungated: bool,
     /// The host that the guest runs on.
     side: Side,
     /// A guest that a backup had taken over: QEMU and its QMP socket.
@@ -54,6 +56,7 @@ impl Stage {
         let network = machine.networked.then(Network::create).transpose()?;
         Ok(Self {
             network,
+            ungated: false,
             side: Side::A,
             adopted: None,
             round: 0,
@@ -189,6 +192,9 @@ impl Stage {
             "--arbiter".to_owned(),
             self.arbiter(),
         ];
+        if self.network.is_some() && self.ungated {
+            arguments.push("--allow-ungated-network".to_owned());
+        }
         arguments.extend(self.protect_options.iter().cloned());
         let dir = self.dir().to_owned();
         let protect = Instance::start(&self.program, "protect", &dir, &arguments, self.host(self.side))?;
