@@ -8,6 +8,7 @@ pub mod demo;
 mod doctor;
 pub mod exit;
 mod fabric;
+mod gates;
 mod guard;
 mod logging;
 mod protect;

@@ -1,0 +1,4 @@
+//! Output gates on real taps and bridges, in network namespaces of their own. They need root.
+
+mod redirect;
+mod world;
