@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use romulus_checkpoint::PAGE_BYTES;
 use romulus_transport::{
     Arena, Channel, CloseReason, Endpoint, Event, Fabric, Listener, Memory, MessageBuffer, RegionId,
     TransportError, Write,
 };
-use rustix::process::{Signal, getpid, kill_process};
 use serde::Serialize;
 
 /// Errors that are kept.
@@ -20,11 +20,12 @@ const MOST_ERRORS: usize = 8;
 /// What the zombie met.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Zombie {
-    /// Writes posted before the stop.
-    pub writes_before: usize,
-    /// Writes of the same epoch posted after it.
-    pub writes_after: usize,
-    /// What the fabric said to those, or to the wait for their completion, and to what followed.
+    /// Bytes posted before the stop.
+    pub bytes_before: u64,
+    /// Bytes of the same epoch posted after it.
+    pub bytes_after: u64,
+    /// What the fabric said to those, or to the wait for their completion, and to what followed;
+    /// the first of each kind.
     pub errors: Vec<String>,
     /// How the connection ended.
     pub ended: Option<String>,
@@ -64,9 +65,10 @@ impl Halt {
         if self.stopped.load(Ordering::Acquire)
             && let Err(error) = &result
         {
+            let text = format!("{what}: {error}");
             self.update(|zombie| {
-                if zombie.errors.len() < MOST_ERRORS {
-                    zombie.errors.push(format!("{what}: {error}"));
+                if zombie.errors.len() < MOST_ERRORS && !zombie.errors.contains(&text) {
+                    zombie.errors.push(text);
                 }
             });
         }
@@ -74,14 +76,39 @@ impl Halt {
     }
 
     /// Stops this process; returns once somebody has sent SIGCONT.
-    fn stop(&self, before: usize, after: usize) {
+    fn stop(&self, before: u64, after: u64) {
         self.stopped.store(true, Ordering::Release);
-        self.update(|zombie| (zombie.writes_before, zombie.writes_after) = (before, after));
-        println!("stopping in epoch {} after {before} of {} writes", self.epoch, before + after);
-        if let Err(error) = kill_process(getpid(), Signal::STOP) {
+        self.update(|zombie| (zombie.bytes_before, zombie.bytes_after) = (before, after));
+        println!("stopping in epoch {} after {before} of {} bytes", self.epoch, before + after);
+        // To this very thread, which so does not run on for a moment as it may with `kill`.
+        if let Err(error) = signal_hook::low_level::raise(signal_hook::consts::SIGSTOP) {
             tracing::error!(%error, "stopping this process");
         }
     }
+}
+
+/// The writes up to half of all bytes, and the rest; a write across the border is cut at a page.
+fn halves(writes: &[Write]) -> (Vec<Write>, Vec<Write>) {
+    let half = bytes_of(writes) / 2;
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let mut posted = 0;
+    for write in writes {
+        let first_bytes = (half.saturating_sub(posted) / PAGE_BYTES * PAGE_BYTES).min(write.len_bytes);
+        posted += write.len_bytes;
+        let rest = Write {
+            local_offset: write.local_offset + first_bytes,
+            remote_offset: write.remote_offset + first_bytes,
+            len_bytes: write.len_bytes - first_bytes,
+            ..*write
+        };
+        before.extend((first_bytes > 0).then_some(Write { len_bytes: first_bytes, ..*write }));
+        after.extend((rest.len_bytes > 0).then_some(rest));
+    }
+    (before, after)
+}
+
+fn bytes_of(writes: &[Write]) -> u64 {
+    writes.iter().map(|write| write.len_bytes).sum()
 }
 
 /// The fabric.
@@ -154,10 +181,10 @@ impl Endpoint for HaltingEndpoint {
         if !self.halt.is_due() {
             return self.halt.note("writing", self.inner.write(writes));
         }
-        let (before, after) = writes.split_at(writes.len().div_ceil(2));
-        self.inner.write(before)?;
-        self.halt.stop(before.len(), after.len());
-        self.halt.note("writing the other half", self.inner.write(after))
+        let (before, after) = halves(writes);
+        self.inner.write(&before)?;
+        self.halt.stop(bytes_of(&before), bytes_of(&after));
+        self.halt.note("writing the other half", self.inner.write(&after))
     }
     fn mark(&self, marker: u64) -> Result<(), TransportError> {
         self.halt.last_marker.store(marker, Ordering::Release);
@@ -191,4 +218,44 @@ impl Endpoint for HaltingEndpoint {
 
 fn ended(reason: &CloseReason) -> Option<String> {
     Some(reason.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_all_of_the_writes_in_order() {
+        let write = |at: u64, pages: u64| Write {
+            region: RegionId(1),
+            local_offset: at,
+            remote_offset: 10 * at,
+            len_bytes: pages * PAGE_BYTES,
+        };
+        for lengths in [vec![], vec![1], vec![2], vec![800], vec![1; 7], vec![5, 1, 1, 9], vec![9, 1]] {
+            let writes: Vec<_> = lengths.iter().map(|pages| write(pages << 30, *pages)).collect();
+            let (before, after) = halves(&writes);
+            let (bytes, first) = (bytes_of(&writes), bytes_of(&before));
+            assert_eq!(first + bytes_of(&after), bytes);
+            assert!(first <= bytes / 2 && bytes / 2 - first < PAGE_BYTES, "{lengths:?}: {first}");
+            let both = before.iter().chain(&after);
+            assert!(both.clone().all(|write| write.len_bytes > 0));
+            let mut at = writes.iter();
+            let mut current: Option<Write> = None;
+            for part in both {
+                let whole = current.take().unwrap_or_else(|| *at.next().unwrap());
+                assert_eq!(
+                    (part.local_offset, part.remote_offset),
+                    (whole.local_offset, whole.remote_offset)
+                );
+                current = (part.len_bytes < whole.len_bytes).then(|| Write {
+                    local_offset: whole.local_offset + part.len_bytes,
+                    remote_offset: whole.remote_offset + part.len_bytes,
+                    len_bytes: whole.len_bytes - part.len_bytes,
+                    ..whole
+                });
+            }
+            assert!(current.is_none() && at.next().is_none());
+        }
+    }
 }

@@ -430,7 +430,7 @@ fn summary(outcome: &Outcome) -> String {
         );
     }
     if let Some(zombie) = &outcome.zombie {
-        text += &format!("\nzombie: {} + {} writes, errors: ", zombie.writes_before, zombie.writes_after);
+        text += &format!("\nzombie: {} + {} bytes, errors: ", zombie.bytes_before, zombie.bytes_after);
         text += &zombie.errors.join("; ");
         text += &format!("; the connection: {}", zombie.ended.as_deref().unwrap_or("no end seen"));
     }
