@@ -51,7 +51,6 @@ pub fn run_once(options: &DemoOptions) -> Result<RunReport, Failure> {
         ..RunReport::default()
     };
     let mut stage = Stage::new(machine, &program)?;
-    stage.ungated = true;
     if let Err(failure) = play(options, &mut stage, &mut report) {
         check_interrupted()?;
         println!("  FAILED: {failure}");

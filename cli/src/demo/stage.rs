@@ -193,7 +193,7 @@ impl Stage {
             self.arbiter(),
         ];
         if self.network.is_some() && self.ungated {
-            arguments.push("--allow-ungated-network".to_owned());
+            arguments.extend(["--gate".to_owned(), "all=none".to_owned()]);
         }
         arguments.extend(self.protect_options.iter().cloned());
         let dir = self.dir().to_owned();
