@@ -41,6 +41,7 @@ fn i1_kills_at_random_moments_take_no_answer_back() {
         std::thread::sleep(Duration::from_millis(random(400)));
         support::kill_host(&mut stage);
         support::takes_over(&mut stage);
+        println!("moment {moment}: taken over");
         audit(&stage, &client);
         assert_eq!(client.taken_back(), 0, "moment {moment}; logs in {}", stage.dir().display());
         assert!(client.hears(LONG), "moment {moment}: the connection does not go on");
