@@ -139,7 +139,9 @@ fn acked(through: u64) -> ReleaseToken {
     let mut bytes = Vec::new();
     encode(&Identity::default(), &ack, &mut bytes);
     match decode(&bytes) {
-        Ok((_, Message::Ack { proof, .. })) => ReleaseToken::acked(GateMark(through), &proof).expect("decoded"),
+        Ok((_, Message::Ack { proof, .. })) => {
+            ReleaseToken::acked(GateMark(through), &proof).expect("decoded")
+        }
         other => panic!("an Ack stays an Ack: {other:?}"),
     }
 }
