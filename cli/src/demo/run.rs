@@ -84,6 +84,10 @@ fn play(options: &DemoOptions, stage: &mut Stage, report: &mut RunReport) -> Res
     stage.wait_protected()?;
     set_phase(&client, Phase::Protected);
     println!("  protected after {:.1} s: a full copy and a trial load", started.elapsed().as_secs_f64());
+    if let Some(client) = &client {
+        report.silence_before_ms = client.take_silence().as_secs_f64() * 1_000.0;
+        println!("  the client heard nothing for {:.0} ms as protection began", report.silence_before_ms);
+    }
 
     let before = protect_for_a_while(options, stage, &mut console, report)?;
     set_phase(&client, Phase::Other);
