@@ -8,40 +8,23 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use romulus::demo::client::Client;
-use romulus::demo::network;
 use romulus::demo::stage::Stage;
 
 const LONG: Duration = Duration::from_secs(30);
-
-fn random(below: u64) -> u64 {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).expect("randomness");
-    u64::from_le_bytes(bytes) % below
-}
-
-fn client(stage: &Stage, pace: Duration) -> Client {
-    let network = stage.network.as_ref().expect("a network");
-    Client::start(network.world(), network::guest_server(), pace, LONG).expect("a client")
-}
-
-fn audit(stage: &Stage, client: &Client) {
-    let network = stage.network.as_ref().expect("a network");
-    client.audit(network.world(), LONG).unwrap_or_else(|e| panic!("{e}"));
-}
 
 #[test]
 fn i1_kills_at_random_moments_take_no_answer_back() {
     let moments: u64 = std::env::var("ROMULUS_KILLS").map_or(4, |text| text.parse().expect("a number"));
     let mut stage = support::networked_stage();
     stage.start_guest().expect("a guest");
-    let client = client(&stage, Duration::from_millis(2));
+    let client = support::client(&stage, Duration::from_millis(2));
     for moment in 0..moments {
         support::protect(&mut stage, 25.0);
-        std::thread::sleep(Duration::from_millis(random(400)));
+        std::thread::sleep(Duration::from_millis(support::random(400)));
         support::kill_host(&mut stage);
         support::takes_over(&mut stage);
-        audit(&stage, &client);
+        println!("moment {moment}: taken over");
+        support::audit(&stage, &client);
         assert_eq!(client.taken_back(), 0, "moment {moment}; logs in {}", stage.dir().display());
         assert!(client.hears(LONG), "moment {moment}: the connection does not go on");
         stage.change_roles().expect("the hosts change roles");
@@ -60,7 +43,7 @@ fn without_a_gate_the_same_client_finds_answers_taken_back() {
         let mut stage = support::networked_stage();
         stage.ungated = true;
         stage.start_guest().expect("a guest");
-        let client = client(&stage, Duration::from_millis(2));
+        let client = support::client(&stage, Duration::from_millis(2));
         support::protect(&mut stage, 500.0);
         just_after_a_checkpoint(&mut stage);
         let answered = client.answered();
@@ -71,7 +54,7 @@ fn without_a_gate_the_same_client_finds_answers_taken_back() {
         }
         support::kill_host(&mut stage);
         support::takes_over(&mut stage);
-        audit(&stage, &client);
+        support::audit(&stage, &client);
         found.push(client.taken_back());
         if client.taken_back() > 0 {
             return;

@@ -91,8 +91,7 @@ impl Network {
             let world = network.world.path();
             network.host(side).run(|| {
                 bridge()?;
-                ip(&format!("tuntap add dev {TAP} mode tap vnet_hdr"))?;
-                join(TAP)?;
+                tap()?;
                 ip(&format!("link add uplink0 type veth peer name {port} netns {}", world.display()))?;
                 join("uplink0")
             })??;
@@ -133,6 +132,16 @@ impl Network {
         })?
     }
 
+    /// A host that had died is there again, as after booting: with its wires, and with a tap that
+    /// nothing is left on. Call when nothing runs on it any more.
+    pub fn boot(&self, side: Side) -> Result<(), Failure> {
+        self.host(side).run(|| {
+            ip(&format!("link delete {TAP}"))?;
+            tap()
+        })??;
+        self.set_wires(side, true)
+    }
+
     /// What a host's network has beside what it was made with: interfaces by name, and traffic
     /// control on the guest's tap. Empty is as it should be.
     pub fn leftovers(&self, side: Side) -> Result<Vec<String>, Failure> {
@@ -158,6 +167,12 @@ fn bridge() -> Result<(), Failure> {
     ip("link set lo up")?;
     ip("link add bridge0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
     ip("link set bridge0 up")
+}
+
+/// A tap for the host's QEMU, in the bridge.
+fn tap() -> Result<(), Failure> {
+    ip(&format!("tuntap add dev {TAP} mode tap vnet_hdr"))?;
+    join(TAP)
 }
 
 fn join(interface: &str) -> Result<(), Failure> {

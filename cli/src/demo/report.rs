@@ -55,6 +55,9 @@ pub struct RunReport {
     /// The client outside; none with `--no-client`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientReport>,
+    /// The client's longest silence until the guest was protected; for people, not part of the JSON.
+    #[serde(skip)]
+    pub silence_before_ms: f64,
     /// Why the run failed, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -145,7 +148,6 @@ fn client_rows(clients: &[ClientReport], row: &mut impl FnMut(&str, String)) {
     row("requests", sum(|client| client.requests).to_string());
     row("answers taken back", sum(|client| client.answers_taken_back).to_string());
     row("duplicates", sum(|client| client.duplicates).to_string());
-    row("longest silence in ms", format!("{:.0}", middle(|client| client.longest_silence_ms)));
     row(
         "added latency in ms, p50 / p99",
         format!(
@@ -154,6 +156,7 @@ fn client_rows(clients: &[ClientReport], row: &mut impl FnMut(&str, String)) {
             middle(|client| client.added_latency_ms.p99)
         ),
     );
+    row("longest silence in ms", format!("{:.0}", middle(|client| client.longest_silence_ms)));
 }
 
 /// The table at the end.
@@ -186,6 +189,8 @@ pub fn summary(report: &DemoReport) -> String {
     let clients: Vec<ClientReport> = report.runs.iter().filter_map(|run| run.client).collect();
     if !clients.is_empty() {
         client_rows(&clients, &mut row);
+        let silence = median(&report.runs, |run| run.silence_before_ms);
+        row("  and when protection began", format!("{silence:.0}"));
     }
     if all > 1 {
         lines.push("(figures are medians over the runs)".into());

@@ -51,7 +51,6 @@ pub fn run_once(options: &DemoOptions) -> Result<RunReport, Failure> {
         ..RunReport::default()
     };
     let mut stage = Stage::new(machine, &program)?;
-    stage.ungated = true;
     if let Err(failure) = play(options, &mut stage, &mut report) {
         check_interrupted()?;
         println!("  FAILED: {failure}");
@@ -85,6 +84,10 @@ fn play(options: &DemoOptions, stage: &mut Stage, report: &mut RunReport) -> Res
     stage.wait_protected()?;
     set_phase(&client, Phase::Protected);
     println!("  protected after {:.1} s: a full copy and a trial load", started.elapsed().as_secs_f64());
+    if let Some(client) = &client {
+        report.silence_before_ms = client.take_silence().as_secs_f64() * 1_000.0;
+        println!("  the client heard nothing for {:.0} ms as protection began", report.silence_before_ms);
+    }
 
     let before = protect_for_a_while(options, stage, &mut console, report)?;
     set_phase(&client, Phase::Other);

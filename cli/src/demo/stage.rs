@@ -193,7 +193,7 @@ impl Stage {
             self.arbiter(),
         ];
         if self.network.is_some() && self.ungated {
-            arguments.push("--allow-ungated-network".to_owned());
+            arguments.extend(["--gate".to_owned(), "all=none".to_owned()]);
         }
         arguments.extend(self.protect_options.iter().cloned());
         let dir = self.dir().to_owned();
@@ -251,7 +251,7 @@ impl Stage {
         kill(&mut backup.child);
         self.adopted = Some((guest, qmp));
         if let Some(network) = &self.network {
-            network.set_wires(self.side, true)?;
+            network.boot(self.side)?;
         }
         self.side = self.side.other();
         self.round += 1;
@@ -269,6 +269,9 @@ fn end(process: Pid) {
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_folder();
+        }
         // An activated standby outlives its backup, so it is ended by its own process id.
         let standby = self.backup.as_ref().and_then(|backup| pid(&backup.status()?, "/standby_pid"));
         if let Some(mut protect) = self.protect.take() {

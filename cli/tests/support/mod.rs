@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use romulus::demo::client::Client;
 use romulus::demo::instance::{pid, state};
+use romulus::demo::network;
 use romulus::demo::qemu::{Machine, accelerator};
 use romulus::demo::stage::Stage;
 
@@ -70,4 +72,23 @@ pub fn takes_over(stage: &mut Stage) {
     let backup = stage.backup.as_mut().expect("the backup runs");
     let active = backup.wait_for("takeover", LONG, |status| (state(status) == "active").then_some(()));
     active.unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// A number below this.
+pub fn random(below: u64) -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("randomness");
+    u64::from_le_bytes(bytes) % below
+}
+
+/// A client in the world that asks once each `pace`.
+pub fn client(stage: &Stage, pace: Duration) -> Client {
+    let network = stage.network.as_ref().expect("a network");
+    Client::start(network.world(), network::guest_server(), pace, LONG).expect("a client")
+}
+
+/// Asks the guest whether it knows all that the client was told.
+pub fn audit(stage: &Stage, client: &Client) {
+    let network = stage.network.as_ref().expect("a network");
+    client.audit(network.world(), LONG).unwrap_or_else(|e| panic!("{e}"));
 }

@@ -79,6 +79,18 @@ impl World {
     }
 }
 
+/// Waits until `condition` gives something.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LONG;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {LONG:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A new network namespace for this thread.
 pub fn enter_namespace() {
     // SAFETY: no other thread of this process shares the new namespace, and none needs to.

@@ -192,9 +192,17 @@ impl Ledger {
         self.duplicates + self.guest_duplicates
     }
 
-    /// The longest time between two answers, and at the end of the books until then.
+    /// The longest time between two answers since [`take_silence`](Self::take_silence), and at the
+    /// end of the books until then.
     pub fn longest_silence(&self) -> Duration {
         self.longest_silence
+    }
+
+    /// The longest silence so far; from now on it is measured anew.
+    pub fn take_silence(&mut self, now: Duration) -> Duration {
+        self.close(now);
+        self.heard = self.heard.map(|_| now);
+        std::mem::take(&mut self.longest_silence)
     }
 
     /// Closes the books: a silence that lasts counts as well.
@@ -295,6 +303,15 @@ mod tests {
         ledger.answer(Answer { client: CLIENT, number: 11, counter: 111 }, ms(201));
         ledger.audit(record(10, 110), highest);
         assert_eq!(ledger.taken_back(), 0);
+    }
+
+    #[test]
+    fn silence_is_measured_anew_from_where_it_was_taken() {
+        let mut ledger = after(2);
+        ledger.request(ms(30));
+        assert_eq!(ledger.take_silence(ms(221)), ms(200));
+        ledger.answer(Answer { client: CLIENT, number: 3, counter: 103 }, ms(251));
+        assert_eq!(ledger.longest_silence(), ms(30));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct ClientReport {
     pub answers_taken_back: u64,
     /// Answers or requests that arrived twice.
     pub duplicates: u64,
-    /// The longest time between two answers.
+    /// The longest time between two answers since protection began.
     pub longest_silence_ms: f64,
     /// What protection adds to the time from when a request was due to its answer.
     pub added_latency_ms: LatencyMs,
@@ -123,6 +123,12 @@ impl Client {
     /// Latencies of a phase so far.
     pub fn latency(&self, phase: Phase) -> LatencyMs {
         self.shared.ledger().latency(phase)
+    }
+
+    /// The longest time between two answers so far; what is reported at the end is measured from
+    /// now on.
+    pub fn take_silence(&self) -> Duration {
+        self.shared.ledger().take_silence(self.shared.started.elapsed())
     }
 
     /// Answers taken back, as far as is known.
