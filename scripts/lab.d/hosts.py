@@ -1,6 +1,7 @@
 """One host of a lab: its settings, its process, and the channels on which it reports."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -11,6 +12,7 @@ from registry import LabError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DEVICE = "rxe0"
+NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 # What a caller's environment must not carry into a host.
 NOT_PASSED = {"TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK"}
 
@@ -79,7 +81,7 @@ class Host:
             "lab_cpu_mhz": cpu_mhz(),
             **ports,
         }
-        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and name.isidentifier()}
+        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and NAME.fullmatch(name)}
         passed.update(self.variables())
         path = os.path.join(self.folder, "settings")
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
