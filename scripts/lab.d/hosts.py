@@ -131,8 +131,23 @@ class Host:
         return "".join(lines[-25:])
 
 
+MAPPINGS = "/proc/sys/vm/max_map_count"
+MAPPINGS_WANTED = 1 << 20
+
+
+def allow_mappings():
+    """Every stretch of a process's memory in user-mode Linux is a mapping of its own out here, down
+    to one a page. At this machine's limit its kernel would kill the process, so the limit is raised
+    where it is lower than what distributions have come to set it to."""
+    with open(MAPPINGS, "r+", encoding="ascii") as file:
+        if int(file.read()) < MAPPINGS_WANTED:
+            file.seek(0)
+            file.write(str(MAPPINGS_WANTED))
+
+
 def uml(host, theirs):
     """The command line of a user-mode Linux instance."""
+    allow_mappings()
     ports = {"lab_stdout": "/dev/ttyS1", "lab_stderr": "/dev/ttyS2", "lab_status": "/dev/ttyS3", "lab_terminal": ""}
     if host.terminal:
         ports["lab_terminal"] = "/dev/ttyS4"
