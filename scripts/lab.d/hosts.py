@@ -1,6 +1,7 @@
 """One host of a lab: its settings, its process, and the channels on which it reports."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -11,6 +12,7 @@ from registry import LabError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DEVICE = "rxe0"
+NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 # What a caller's environment must not carry into a host.
 NOT_PASSED = {"TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK"}
 
@@ -79,7 +81,7 @@ class Host:
             "lab_cpu_mhz": cpu_mhz(),
             **ports,
         }
-        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and name.isidentifier()}
+        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and NAME.fullmatch(name)}
         passed.update(self.variables())
         path = os.path.join(self.folder, "settings")
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -129,8 +131,23 @@ class Host:
         return "".join(lines[-25:])
 
 
+MAPPINGS = "/proc/sys/vm/max_map_count"
+MAPPINGS_WANTED = 1 << 20
+
+
+def allow_mappings():
+    """Every stretch of a process's memory in user-mode Linux is a mapping of its own out here, down
+    to one a page. At this machine's limit its kernel would kill the process, so the limit is raised
+    where it is lower than what distributions have come to set it to."""
+    with open(MAPPINGS, "r+", encoding="ascii") as file:
+        if int(file.read()) < MAPPINGS_WANTED:
+            file.seek(0)
+            file.write(str(MAPPINGS_WANTED))
+
+
 def uml(host, theirs):
     """The command line of a user-mode Linux instance."""
+    allow_mappings()
     ports = {"lab_stdout": "/dev/ttyS1", "lab_stderr": "/dev/ttyS2", "lab_status": "/dev/ttyS3", "lab_terminal": ""}
     if host.terminal:
         ports["lab_terminal"] = "/dev/ttyS4"
