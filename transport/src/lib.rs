@@ -10,6 +10,8 @@ pub mod contract;
 pub mod error;
 pub mod fabric;
 pub mod memory;
+#[cfg(feature = "plain")]
+pub mod plain;
 pub mod rdma;
 pub mod sim;
 pub mod stream;

@@ -16,6 +16,9 @@ pub enum Pattern {
     },
     /// One page after another, around and around.
     Sequential,
+    /// Every page once before any comes again, in long strides: so many writes are as many dirty
+    /// pages, none beside another.
+    Strided,
 }
 
 /// How much of a page a write changes.
@@ -72,9 +75,23 @@ impl Chooser {
                 self.state = self.state.wrapping_add(1);
                 self.state % self.pages
             }
+            Pattern::Strided => {
+                self.state = (self.state % self.pages + stride(self.pages)) % self.pages;
+                self.state
+            }
         };
         self.first + within
     }
+}
+
+/// A step that visits all of so many pages: near the golden section, without a common divisor.
+fn stride(pages: u64) -> u64 {
+    let golden = (pages as f64 * 0.618_033_988_75) as u64;
+    (golden.max(1)..).find(|step| common_divisor(*step, pages) == 1).unwrap_or(1)
+}
+
+fn common_divisor(one: u64, other: u64) -> u64 {
+    if other == 0 { one } else { common_divisor(other, one % other) }
 }
 
 #[cfg(test)]
@@ -82,9 +99,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn strides_visit_every_page_once_and_never_a_neighbour() {
+        for pages in [1, 2, 3, 100, 4096, 6561, 262_144] {
+            let mut chooser = Chooser::new(Pattern::Strided, 10, pages, 7);
+            let mut seen = vec![false; pages as usize];
+            let mut last = u64::MAX;
+            for _ in 0..pages {
+                let page = chooser.next() - 10;
+                assert!(!std::mem::replace(&mut seen[page as usize], true), "{page} of {pages} twice");
+                assert!(pages < 100 || last.abs_diff(page) > 1, "{last} and {page} of {pages}");
+                last = page;
+            }
+        }
+    }
+
+    #[test]
     fn every_pattern_stays_within_the_writers_pages() {
         let hot = Pattern::HotSet { pages: 4, percent: 90 };
-        for pattern in [Pattern::Uniform, hot, Pattern::Sequential] {
+        for pattern in [Pattern::Uniform, hot, Pattern::Sequential, Pattern::Strided] {
             let mut chooser = Chooser::new(pattern, 100, 50, 1);
             let mut hits = [0u32; 50];
             (0..5000).for_each(|_| hits[(chooser.next() - 100) as usize] += 1);

@@ -1,0 +1,4 @@
+//! What the network moves without Romulus.
+
+pub mod perftest;
+pub mod plain;

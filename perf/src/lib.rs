@@ -1,0 +1,73 @@
+//! `romulus-perf`: measures Romulus beside the limits of the machine, and protects synthetic
+//! guests end to end with every page verified.
+
+pub mod bandwidth;
+pub mod exit;
+pub mod fabrics;
+pub mod histogram;
+pub mod machine;
+pub mod protect;
+pub mod report;
+pub mod size;
+pub mod statistics;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::Failure;
+
+/// Measures Romulus beside the limits of the machine, and protects synthetic guests end to end.
+///
+/// `romulus-perf fabric` measures one-sided writes beside what the network itself moves, in the
+/// same run. `romulus-perf backup` and `romulus-perf primary`, on two hosts or on one, protect a
+/// synthetic guest with the drivers that protect real ones; after a takeover every page of the
+/// image is compared with what the guest had at the committed pause. What is measured goes to
+/// standard output for people and with --json to a file for programs.
+#[derive(Parser)]
+#[command(name = "romulus-perf", version, after_help = exit::EXIT_CODES)]
+struct Cli {
+    /// More to the log: -v says what happens, -vv how
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure a fabric: bandwidth by write size, fence and message latency, beside the limit
+    #[command(after_help = exit::EXIT_CODES)]
+    Fabric(Box<bandwidth::FabricCommand>),
+    /// Run a synthetic guest and protect it
+    #[command(after_help = exit::EXIT_CODES)]
+    Primary(Box<protect::PrimaryCommand>),
+    /// Stand ready for the synthetic guest of a primary; take it over and verify it
+    #[command(after_help = exit::EXIT_CODES)]
+    Backup(Box<protect::BackupCommand>),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose).min(2)];
+    let filter = tracing_subscriber::EnvFilter::new(level);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done: Result<ExitCode, Failure> = match &cli.command {
+        Command::Fabric(command) => bandwidth::run(command),
+        Command::Primary(command) => protect::run_primary(command),
+        Command::Backup(command) => protect::run_backup(command),
+    };
+    done.unwrap_or_else(|failure| failure.report())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,211 @@
+"""One host of a lab: its settings, its process, and the channels on which it reports."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+
+import namespace
+from registry import LabError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+DEVICE = "rxe0"
+NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+# What a caller's environment must not carry into a host.
+NOT_PASSED = {"TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK"}
+
+
+def address(number):
+    return f"10.77.0.{number}"
+
+
+def address6(number):
+    return f"fd77::{number}"
+
+
+def cpu_mhz():
+    """Of the outer machine, by its own account."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("cpu MHz")), "")
+
+
+def mac(number):
+    return f"02:77:00:00:00:{number:02x}"
+
+
+class Host:
+    """`command` is a list of words."""
+
+    def __init__(self, lab, number, command, terminal=None):
+        self.lab = lab
+        self.number = number
+        self.command = command
+        self.terminal = terminal  # (rows, columns) of the user's, where the host has a shell
+        self.folder = os.path.join(lab.work, f"host{number}")
+        self.process = None
+        self.up = False
+        self.status = None  # of the command
+        self.killed = False  # on purpose
+        self.ended = self.ended_by_itself = False
+        os.mkdir(self.folder)
+
+    def variables(self):
+        """What the command finds in its environment about the lab."""
+        peer = self.number if self.lab.hosts == 1 else 3 - self.number
+        return {
+            "ROMULUS_LAB": self.lab.name,
+            "ROMULUS_LAB_KIND": self.lab.kind,
+            "ROMULUS_LAB_HOST": str(self.number),
+            "ROMULUS_LAB_HOSTS": str(self.lab.hosts),
+            "ROMULUS_LAB_ADDRESS": address(self.number),
+            "ROMULUS_LAB_ADDRESS6": address6(self.number),
+            "ROMULUS_LAB_PEER": address(peer),
+            "ROMULUS_LAB_PEER6": address6(peer),
+            "ROMULUS_LAB_DEVICE": DEVICE,
+            "ROMULUS_LAB_INTERFACE": "dummy0" if self.lab.hosts == 1 else self.lab.interface,
+        }
+
+    def write_settings(self, ports):
+        """The file that host-init reads, a shell script."""
+        rows, columns = self.terminal or (0, 0)
+        own = {
+            "lab_kind": self.lab.kind,
+            "lab_mtu": str(self.lab.mtu),
+            "lab_folder": os.getcwd(),
+            "lab_command": shlex.join(self.command),
+            "lab_shares": "\n".join(f"{tag} {path}" for tag, path in self.lab.tagged_shares()),
+            "lab_rows": str(rows),
+            "lab_columns": str(columns),
+            "lab_cpu_mhz": cpu_mhz(),
+            **ports,
+        }
+        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and NAME.fullmatch(name)}
+        passed.update(self.variables())
+        path = os.path.join(self.folder, "settings")
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            for name, value in own.items():
+                file.write(f"{name}={shlex.quote(value)}\n")
+            for name, value in passed.items():
+                file.write(f"export {name}={shlex.quote(value)}\n")
+        return path
+
+    def start(self):
+        """Starts the instance. Returns what it reports on: a descriptor each for standard output,
+        standard error, status, and one in both directions for a terminal."""
+        channels = {}
+        theirs = {}
+        for name in ("stdout", "stderr", "status"):
+            channels[name], theirs[name] = os.pipe()
+        if self.terminal:
+            channels["terminal"], theirs["terminal"] = (end.detach() for end in socket.socketpair())
+        command = self.lab.instance(self, theirs)
+        with open(os.path.join(self.folder, "console"), "wb") as console:
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=console,
+                    pass_fds=list(theirs.values()),
+                    env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": self.folder, "HOME": self.folder},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise LabError(f"host {self.number} cannot be started: {error}") from error
+        for descriptor in theirs.values():
+            os.close(descriptor)
+        return channels
+
+    def kill(self):
+        """The death of the host: kill -9 of all its processes. Nothing is flushed."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def console(self):
+        """The last lines of the kernel's messages, without traces of its stack."""
+        with open(os.path.join(self.folder, "console"), encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if not line.startswith(" [<") and line.strip()]
+        return "".join(lines[-25:])
+
+
+MAPPINGS = "/proc/sys/vm/max_map_count"
+MAPPINGS_WANTED = 1 << 20
+
+
+def allow_mappings():
+    """Every stretch of a process's memory in user-mode Linux is a mapping of its own out here, down
+    to one a page. At this machine's limit its kernel would kill the process, so the limit is raised
+    where it is lower than what distributions have come to set it to."""
+    with open(MAPPINGS, "r+", encoding="ascii") as file:
+        if int(file.read()) < MAPPINGS_WANTED:
+            file.seek(0)
+            file.write(str(MAPPINGS_WANTED))
+
+
+def uml(host, theirs):
+    """The command line of a user-mode Linux instance."""
+    allow_mappings()
+    ports = {"lab_stdout": "/dev/ttyS1", "lab_stderr": "/dev/ttyS2", "lab_status": "/dev/ttyS3", "lab_terminal": ""}
+    if host.terminal:
+        ports["lab_terminal"] = "/dev/ttyS4"
+    settings = host.write_settings(ports)
+    words = [
+        host.lab.kernel,
+        f"mem={host.lab.memory_mib}M",
+        "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
+        "con=null", "con0=null,fd:1", "ssl=null", "panic=-1", "quiet",
+        f"ssl1=null,fd:{theirs['stdout']}",
+        f"ssl2=null,fd:{theirs['stderr']}",
+        f"ssl3=null,fd:{theirs['status']}",
+        f"init={HERE}/host-init",
+    ]
+    if host.terminal:
+        words.append(f"ssl4=fd:{theirs['terminal']}")
+    if host.lab.hosts > 1:
+        words.append(
+            f"vec0:transport=tap,ifname={namespace.tap(host.number)},mtu={host.lab.mtu},"
+            f"mac={mac(host.number)}"
+        )
+    return words + ["--", settings]
+
+
+def has_kvm():
+    """Whether a guest runs under KVM here: some machines offer /dev/kvm to a CPU that cannot."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        flags = next((line.split() for line in file if line.startswith("flags")), [])
+    return ("vmx" in flags or "svm" in flags) and os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def qemu(host, theirs):
+    """The command line of a virtual machine with Debian's kernel."""
+    ports = {f"lab_{name}": name if name in theirs else "" for name in ("stdout", "stderr", "status", "terminal")}
+    ports["lab_modules"] = host.lab.kernel
+    settings = host.write_settings(ports)
+    words = [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", "q35", *(["-accel", "kvm", "-cpu", "host"] if has_kvm() else ["-accel", "tcg", "-cpu", "max"]),
+        "-smp", "2", "-m", f"{host.lab.memory_mib}M",
+        "-kernel", f"{host.lab.kernel}/vmlinuz", "-initrd", f"{host.lab.kernel}/initramfs",
+        "-append", f"console=ttyS0 quiet panic=-1 lab_init={HERE}/host-init lab_settings={settings}",
+        "-serial", "stdio", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+    ]
+    for name, descriptor in theirs.items():
+        how = f"socket,id={name},fd={descriptor}" if name == "terminal" else f"file,id={name},path=/dev/fd/{descriptor}"
+        words += ["-chardev", how, "-device", f"virtserialport,chardev={name},name={name}"]
+    folders = {"root": "/", **{tag: folder for tag, folder in host.lab.tagged_shares()}}
+    for tag, folder in folders.items():
+        path = folder.replace(",", ",,")
+        access = "on" if tag == "root" else "off"
+        words += ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,multidevs=remap,readonly={access}"]
+    if host.lab.hosts > 1:
+        words += [
+            "-netdev", f"tap,id=net,ifname={namespace.tap(host.number)},script=no,downscript=no",
+            "-device", f"virtio-net-pci,netdev=net,mac={mac(host.number)},host_mtu={host.lab.mtu}",
+        ]
+    return words
+
+
+KINDS = {"uml": uml, "qemu": qemu}
