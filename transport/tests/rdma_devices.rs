@@ -24,6 +24,7 @@ fn without_a_device_every_entrance_says_so_and_how_to_mend_it() {
     match devices() {
         Err(error) => {
             is_usable(error);
+            is_usable(fabric.check().expect_err("no device"));
             let address = (Ipv4Addr::LOCALHOST, 0).into();
             is_usable(fabric.listen(address).err().expect("no listener"));
             let peer = (Ipv4Addr::LOCALHOST, 9).into();
