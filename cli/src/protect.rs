@@ -45,6 +45,7 @@ struct Status {
     pid: u32,
     guest_pid: i32,
     guard_pid: Option<u32>,
+    fabric: &'static str,
     save_by: &'static str,
     track_by: &'static str,
     threads: romulus_host::pinning::PinnedThreads,
@@ -64,6 +65,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let guest = attach(&options, &plan)?;
     let guest_pid = guest.pid();
     let (save_by, track_by) = guest.methods();
+    let fabric_name = fabric.name();
     let driver_options = driver_options(&options, &plan, &guest)?;
     let gate_options = RedirectOptions { memory_bytes: plan.gate_bytes, threads: gate_threads(&plan) };
     let gates = Gates::open(&guest, &gate_options)?;
@@ -89,6 +91,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
                 pid: std::process::id(),
                 guest_pid,
                 guard_pid,
+                fabric: fabric_name,
                 save_by,
                 track_by,
                 threads: pinner.threads(),

@@ -37,7 +37,7 @@ impl RdmaConfig {
         }
     }
 
-    fn choose(&self, local: IpAddr, peer: Option<&Common>) -> Result<Choice, TransportError> {
+    pub(super) fn choose(&self, local: IpAddr, peer: Option<&Common>) -> Result<Choice, TransportError> {
         let peer = peer.filter(|peer| peer.link == WireLink::Ethernet);
         choose(&devices()?, self, local, peer.map(|peer| peer.gid.into()))
     }

@@ -48,6 +48,8 @@ mod waiting;
 #[cfg(feature = "rdma")]
 mod watch;
 
+#[cfg(feature = "rdma")]
+use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -156,6 +158,18 @@ impl RdmaFabric {
     /// A fabric with these knobs. Looks at no device yet: connecting and listening do.
     pub fn new(config: RdmaConfig) -> Self {
         RdmaFabric { config }
+    }
+
+    /// Whether the knobs fit a device that is here and active: what connecting and listening would
+    /// find out, before there is a peer.
+    ///
+    /// # Errors
+    /// `Invalid` for a knob that names what is not there, `NoDevice` where nothing can be used.
+    pub fn check(&self) -> Result<(), TransportError> {
+        #[cfg(feature = "rdma")]
+        return self.config.choose(Ipv4Addr::UNSPECIFIED.into(), None).map(|_| ());
+        #[cfg(not(feature = "rdma"))]
+        return Err(built_without());
     }
 }
 
