@@ -26,6 +26,10 @@ use crate::stream::heartbeat::Heartbeat;
 use crate::stream::link::Link;
 
 impl RdmaConfig {
+    fn streams(&self) -> usize {
+        self.streams.clamp(1, MAX_STREAMS)
+    }
+
     fn stream(&self) -> StreamConfig {
         StreamConfig {
             heartbeat_every: self.heartbeat_every,
@@ -37,6 +41,7 @@ impl RdmaConfig {
         }
     }
 
+    /// What a connection uses whose control connection has this address here.
     pub(super) fn choose(&self, local: IpAddr, peer: Option<&Common>) -> Result<Choice, TransportError> {
         let peer = peer.filter(|peer| peer.link == WireLink::Ethernet);
         choose(&devices()?, self, local, peer.map(|peer| peer.gid.into()))
@@ -260,11 +265,5 @@ impl Channel for RdmaChannel {
             }
             _ => Err(TransportError::Invalid("the initiator alone passes the answer".into())),
         }
-    }
-}
-
-impl RdmaConfig {
-    fn streams(&self) -> usize {
-        self.streams.clamp(1, MAX_STREAMS)
     }
 }
