@@ -5,7 +5,7 @@
 //! Needs root. `cargo run --release -p romulus-host --example gate_rate`
 
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions, Tap, VNET_HEADE
 
 const GUEST: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const RUNS: usize = 5;
-const RUN_TIME: Duration = Duration::from_secs(2);
+const PACKETS: u64 = 200_000;
 const INTERVAL: Duration = Duration::from_millis(25);
 
 fn main() {
@@ -65,20 +65,22 @@ fn gated(guest: &Tap, bytes: usize) -> f64 {
     let spec = NicSpec { nic: "net0".into(), tap: "guest0".into(), mac: GUEST };
     let gate = RedirectGate::new(&[spec], &RedirectOptions::default()).expect("a gate");
     gate.hold().expect("holding");
-    let over = AtomicBool::new(false);
+    let (over, runs) = (AtomicBool::new(false), Mutex::new(()));
     let rate = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Each epoch is acked when the next one ends: an interval held, at least.
+            // Each epoch is acked when the next one ends: everything is held for an interval at least.
             let mut mark = 0;
             while !over.load(Ordering::Relaxed) {
                 std::thread::sleep(INTERVAL);
                 gate.release(&acked(mark));
                 mark += 1;
+                // The guest stands still.
+                let _paused = runs.lock();
                 gate.mark(GateMark(mark)).expect("a mark");
             }
         });
         let released = || gate.status()[0].released_packets;
-        let rate = flood(guest, bytes, &released);
+        let rate = flood(guest, bytes, &runs, &|| released() + gate.level().packets, &released);
         over.store(true, Ordering::Relaxed);
         rate
     });
@@ -110,27 +112,44 @@ fn plain(guest: &Tap, bytes: usize) -> f64 {
                 }
             }
         });
-        let rate = flood(guest, bytes, &|| passed.load(Ordering::Relaxed));
+        let passed = || passed.load(Ordering::Relaxed);
+        let rate = flood(guest, bytes, &Mutex::new(()), &passed, &passed);
         over.store(true, Ordering::Relaxed);
         rate
     })
 }
 
-/// Sends as fast as it can, more than can pass: what counts is how many do.
-fn flood(guest: &Tap, bytes: usize, passed: &dyn Fn() -> u64) -> f64 {
+/// Sends a number of frames as fast as they are read: never more than half a queue ahead, so that
+/// none is dropped. Packets a second until the last of them has passed.
+fn flood(
+    guest: &Tap,
+    bytes: usize,
+    runs: &Mutex<()>,
+    read: &dyn Fn() -> u64,
+    passed: &dyn Fn() -> u64,
+) -> f64 {
     let mut frame = vec![0; VNET_HEADER_BYTES];
     frame.extend([2, 0, 0, 0, 0, 9]);
     frame.extend(GUEST);
     frame.extend([0x88, 0xb5]);
     frame.resize(VNET_HEADER_BYTES + bytes, 0);
     let begun = Instant::now();
-    let first = passed();
-    while begun.elapsed() < RUN_TIME {
+    let mut sent = 0;
+    while sent < PACKETS {
+        if sent.saturating_sub(read()) > u64::from(romulus_host::gate::INLET_QUEUE_PACKETS) / 2 {
+            std::thread::sleep(Duration::from_micros(500));
+            continue;
+        }
+        let _runs = runs.lock();
         for _ in 0..256 {
             let _ = guest.write(&frame).expect("sending");
         }
+        sent += 256;
     }
-    (passed() - first) as f64 / begun.elapsed().as_secs_f64()
+    while passed() < sent {
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    sent as f64 / begun.elapsed().as_secs_f64()
 }
 
 fn acked(through: u64) -> ReleaseToken {
