@@ -70,11 +70,7 @@ pub(super) fn ring(len_bytes: u64) -> io::Result<(Producer, Consumer, Watch)> {
     // The first is being filled from the beginning.
     let free = Mutex::new((1..chunks).rev().collect());
     let shared = Arc::new(Shared { memory, order, free, head: AtomicU64::new(0), tail: AtomicU64::new(0) });
-    Ok((
-        Producer { shared: Arc::clone(&shared) },
-        Consumer { shared: Arc::clone(&shared) },
-        Watch { shared },
-    ))
+    Ok((Producer { shared: Arc::clone(&shared) }, Consumer { shared: Arc::clone(&shared) }, Watch { shared }))
 }
 
 impl Watch {

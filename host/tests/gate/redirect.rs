@@ -10,7 +10,9 @@ use romulus_checkpoint::gate::OutputGate;
 use romulus_checkpoint::release::ReleaseToken;
 use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions, Tap, VNET_HEADER_BYTES};
 
-use crate::world::{GUEST, LONG, World, acked, eventually, grant, ip, listing, receive, run, send, with_memory};
+use crate::world::{
+    GUEST, LONG, World, acked, eventually, grant, ip, listing, receive, run, send, with_memory,
+};
 
 /// Long enough that a frame which is not held would have come.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -142,7 +144,11 @@ pub fn boundaries() {
             received += 1;
             writer.received.store(received, Ordering::SeqCst);
         }
-        assert_eq!(receive(&client, 0, Duration::ZERO), None, "epoch {epoch}: {boundary} were sent before its mark");
+        assert_eq!(
+            receive(&client, 0, Duration::ZERO),
+            None,
+            "epoch {epoch}: {boundary} were sent before its mark"
+        );
     }
     let (guest, sent) = writer.end();
     gate.release(&opened());

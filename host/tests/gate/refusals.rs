@@ -13,7 +13,10 @@ pub fn bridges() {
     ip("link set guest0 nomaster");
     let before = listing();
     let text = can_redirect(&world.spec()).unwrap_err().to_string();
-    assert!(text.contains("guest0") && text.contains("in no bridge") && text.contains("ip link set"), "{text}");
+    assert!(
+        text.contains("guest0") && text.contains("in no bridge") && text.contains("ip link set"),
+        "{text}"
+    );
     assert!(RedirectGate::new(&[world.spec()], &RedirectOptions::default()).is_err());
     assert_eq!(listing(), before);
 }
@@ -22,7 +25,10 @@ pub fn filters() {
     for kind in ["clsact", "ingress"] {
         let world = World::new();
         run("tc", &format!("qdisc add dev guest0 {kind}"));
-        run("tc", "filter add dev guest0 ingress protocol ip u32 match u32 0 0 action mirred egress mirror dev client0");
+        run(
+            "tc",
+            "filter add dev guest0 ingress protocol ip u32 match u32 0 0 action mirred egress mirror dev client0",
+        );
         let filters = || run("tc", "-s filter show dev guest0 ingress");
         let before = (listing(), filters());
         let gate = world.gate();
