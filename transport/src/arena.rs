@@ -44,3 +44,27 @@ impl Arena {
         (end - base <= memory.len_bytes() as u64).then(|| (memory, (offset - base) as usize))
     }
 }
+
+/// The shape of the peer's arena: chunks by first offset and length.
+#[derive(Debug, Default)]
+pub(crate) struct ArenaShape(Vec<(u64, u64)>);
+
+impl ArenaShape {
+    /// From the lengths of the chunks in order, whose sum must not overflow.
+    pub(crate) fn new(chunks_bytes: &[u64]) -> Self {
+        let mut base = 0;
+        let chunk = |len_bytes: &u64| {
+            let chunk = (base, *len_bytes);
+            base += len_bytes;
+            chunk
+        };
+        ArenaShape(chunks_bytes.iter().map(chunk).collect())
+    }
+
+    /// Whether a write fits into one chunk.
+    pub(crate) fn holds(&self, offset: u64, len_bytes: u64) -> bool {
+        let index = self.0.partition_point(|(base, _)| *base <= offset);
+        let Some((base, chunk_bytes)) = index.checked_sub(1).map(|index| self.0[index]) else { return false };
+        (offset - base).checked_add(len_bytes).is_some_and(|end| end <= chunk_bytes)
+    }
+}

@@ -41,6 +41,12 @@ pub enum TransportError {
     /// The caller asked for something impossible (range, size, unregistered memory).
     #[error("invalid request: {0}")]
     Invalid(String),
+    /// There is no RDMA device to use; why, and how to mend it.
+    #[error("no RDMA device: {0}")]
+    NoDevice(String),
+    /// Memory could not be registered with the device; why, and how to mend it.
+    #[error("memory cannot be registered: {0}")]
+    Registration(String),
     /// The peer's handshake bytes make no sense.
     #[error("handshake refused: {0}")]
     Handshake(String),

@@ -2,7 +2,7 @@
 //! receiver registered, numbered markers that fence them, and small ordered messages.
 //!
 //! This crate knows nothing of epochs, guests or checkpoints. Everything above it talks to the
-//! traits of [`fabric`]; each fabric ([`tcp`], [`sim`]) passes the same contract test suite.
+//! traits of [`fabric`]; each fabric ([`rdma`], [`tcp`], [`sim`]) passes the same contract test suite.
 
 pub mod arena;
 #[cfg(feature = "contract")]
@@ -12,7 +12,9 @@ pub mod fabric;
 pub mod memory;
 #[cfg(feature = "plain")]
 pub mod plain;
+pub mod rdma;
 pub mod sim;
+pub mod stream;
 pub mod tcp;
 
 pub use arena::Arena;

@@ -1,6 +1,5 @@
 //! An established connection over TCP.
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -8,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFd;
 
-use super::control::{Frame, Reader, Writer, is_passing};
-use super::fence::Fences;
-use super::link::{Link, lock, reason_of};
 use super::sender::Poster;
-use super::socket::{deadline_after, hung_up, is_ready, readable, wait};
 use super::wire::{ControlKind, MAX_STREAMS};
 use crate::error::{CloseReason, TransportError};
 use crate::fabric::{Endpoint, Event, MAX_MESSAGE_BYTES, MessageBuffer, RegionId, Write};
 use crate::memory::Memory;
+use crate::stream::control::{Frame, Reader, Writer, is_passing};
+use crate::stream::fence::Fences;
+use crate::stream::link::{Link, lock, reason_of};
+use crate::stream::socket::{deadline_after, hung_up, is_ready, readable, wait};
 
 /// What has been received but not handed out.
 struct Inbox {
@@ -231,7 +230,7 @@ impl Endpoint for TcpEndpoint {
             && let Ok(mut writer) = self.writer.try_lock()
         {
             // The peer learns of the end anyway, only not that it was on purpose.
-            let _ = writer.send_if_room(&self.link.control, ControlKind::Goodbye);
+            let _ = writer.send_if_room(&self.link.control, ControlKind::Goodbye, &[]);
         }
         self.link.end(CloseReason::Local);
         // Held while joining, so that a second caller returns no sooner.
@@ -254,19 +253,6 @@ impl Endpoint for TcpEndpoint {
 impl Drop for TcpEndpoint {
     fn drop(&mut self) {
         self.close();
-        discard_received(&self.link);
-    }
-}
-
-/// Empties the control socket: with unread bytes in it, the kernel would answer the last close
-/// with a reset that can overtake the goodbye.
-fn discard_received(link: &Link) {
-    let mut bytes = [0; 4096];
-    for _ in 0..64 {
-        match super::socket::receive_now(&link.control, &mut bytes) {
-            Ok(0) => return,
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
-            _ => {}
-        }
+        self.link.discard_received();
     }
 }

@@ -11,33 +11,24 @@
 //! Threads of an established connection: `rom-data-N` on the receiving side, `rom-heartbeat` on
 //! both; a listener has `rom-accept`.
 
-mod acceptor;
 mod channel;
-mod control;
 mod endpoint;
-mod fence;
-mod heartbeat;
-mod link;
 mod receiver;
 mod sender;
-mod socket;
 mod spans;
 pub mod wire;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use acceptor::TcpFabricListener;
 use channel::TcpChannel;
 
 use crate::error::TransportError;
 use crate::fabric::{Channel, Fabric, Listener};
-
-/// Called at the start of each thread of a fabric, in that thread, with its name.
-pub type ThreadHook = Arc<dyn Fn(&str) + Send + Sync>;
+use crate::stream::StreamConfig;
+pub use crate::stream::ThreadHook;
+use crate::stream::acceptor::StreamListener;
 
 /// The knobs of the tcp fabric.
 #[derive(Clone)]
@@ -95,20 +86,15 @@ impl TcpConfig {
         self.streams.clamp(1, wire::MAX_STREAMS)
     }
 
-    fn heartbeat_every(&self) -> Duration {
-        self.heartbeat_every.max(Duration::from_millis(1))
-    }
-
-    /// Starts a named thread, the hook first.
-    fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-        let hook = self.on_thread_start.clone();
-        let label = name.clone();
-        std::thread::Builder::new().name(name).spawn(move || {
-            if let Some(hook) = hook {
-                hook(&label);
-            }
-            work();
-        })
+    fn stream(&self) -> StreamConfig {
+        StreamConfig {
+            heartbeat_every: self.heartbeat_every,
+            silent_after: self.silent_after,
+            preface_timeout: self.preface_timeout,
+            strangers_max: self.strangers_max,
+            socket_buffer_bytes: self.socket_buffer_bytes,
+            on_thread_start: self.on_thread_start.clone(),
+        }
     }
 }
 
@@ -131,10 +117,32 @@ impl Fabric for TcpFabric {
     }
 
     fn connect(&self, peer: SocketAddr, timeout: Duration) -> Result<Box<dyn Channel>, TransportError> {
-        Ok(Box::new(TcpChannel::connect(peer, timeout, self.config.clone())?))
+        Ok(Box::new(TcpChannel::connect(peer, timeout, self.config.stream(), self.config.streams())?))
     }
 
     fn listen(&self, address: SocketAddr) -> Result<Box<dyn Listener>, TransportError> {
-        Ok(Box::new(TcpFabricListener::bind(address, &self.config)?))
+        let config = self.config.stream();
+        let listener = StreamListener::bind(address, wire::MAGIC, &config)?;
+        Ok(Box::new(TcpFabricListener { listener, config, streams: self.config.streams() }))
+    }
+}
+
+/// Listens on one port.
+struct TcpFabricListener {
+    listener: StreamListener,
+    config: StreamConfig,
+    streams: usize,
+}
+
+impl Listener for TcpFabricListener {
+    fn accept(&mut self, timeout: Duration) -> Result<Option<Box<dyn Channel>>, TransportError> {
+        let Some((socket, peer)) = self.listener.accept(timeout) else { return Ok(None) };
+        let acceptor = Arc::clone(self.listener.acceptor());
+        let channel = TcpChannel::responder(socket, peer, self.config.clone(), self.streams, acceptor)?;
+        Ok(Some(Box::new(channel)))
+    }
+
+    fn local_address(&self) -> SocketAddr {
+        self.listener.address()
     }
 }

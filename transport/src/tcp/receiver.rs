@@ -4,9 +4,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fence::{Arrival, Fences};
-use super::link::{Link, reason_of};
-use super::socket::{readable, wait};
 use super::spans::Spans;
 use super::wire::{
     DATA_HEADER_BYTES, DESCRIPTOR_BYTES, DataHeader, MAX_DESCRIPTORS, WireError, decode_data_header,
@@ -14,6 +11,9 @@ use super::wire::{
 };
 use crate::arena::Arena;
 use crate::error::CloseReason;
+use crate::stream::fence::{Arrival, Fences};
+use crate::stream::link::{Link, reason_of};
+use crate::stream::socket::{readable, wait};
 
 /// How often a stream that is too many markers ahead looks whether it may go on.
 const RETRY: Duration = Duration::from_millis(1);

@@ -5,17 +5,18 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
-use super::control::is_passing;
-use super::link::{Link, reason_of};
-use super::socket::{readable, wait, writable};
 use super::spans::Spans;
 use super::wire::{
     DATA_HEADER_BYTES, DESCRIPTOR_BYTES, DataHeader, Descriptor, MAX_DESCRIPTORS, MAX_STREAMS,
     encode_data_header, encode_descriptor,
 };
+use crate::arena::ArenaShape;
 use crate::error::TransportError;
 use crate::fabric::{RegionId, Write};
 use crate::memory::Memory;
+use crate::stream::control::is_passing;
+use crate::stream::link::{Link, reason_of};
+use crate::stream::socket::{readable, wait, writable};
 
 /// Payload of a frame in bytes, at most. Large: each system call wakes the receiver, and the
 /// more it finds the cheaper it is.
@@ -25,30 +26,6 @@ const FRAME_BYTES_MAX: u64 = 4 << 20;
 const FRAME_BYTES_MIN: u64 = 1 << 20;
 /// Most registered regions.
 const MAX_REGIONS: usize = 65_536;
-
-/// The shape of the peer's arena: chunks by first offset and length.
-#[derive(Debug, Default)]
-pub(super) struct ArenaShape(Vec<(u64, u64)>);
-
-impl ArenaShape {
-    /// From the lengths of the chunks in order, whose sum must not overflow.
-    pub(super) fn new(chunks_bytes: &[u64]) -> Self {
-        let mut base = 0;
-        let chunk = |len_bytes: &u64| {
-            let chunk = (base, *len_bytes);
-            base += len_bytes;
-            chunk
-        };
-        ArenaShape(chunks_bytes.iter().map(chunk).collect())
-    }
-
-    /// Whether a write fits into one chunk.
-    fn holds(&self, offset: u64, len_bytes: u64) -> bool {
-        let index = self.0.partition_point(|(base, _)| *base <= offset);
-        let Some((base, chunk_bytes)) = index.checked_sub(1).map(|index| self.0[index]) else { return false };
-        (offset - base).checked_add(len_bytes).is_some_and(|end| end <= chunk_bytes)
-    }
-}
 
 /// What is left of the writes of one call.
 struct Rest<'a> {

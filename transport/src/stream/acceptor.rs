@@ -13,14 +13,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFd;
 
-use super::TcpConfig;
-use super::channel::TcpChannel;
+use super::StreamConfig;
 use super::control::is_passing;
 use super::link::lock;
 use super::socket::{Signal, configure, deadline_after, is_ready, readable, receive_now, wait};
-use super::wire::{PREFACE_BYTES, Preface, Token, decode_preface};
+use super::wire::{Magic, PREFACE_BYTES, Preface, Token, decode_preface};
 use crate::error::TransportError;
-use crate::fabric::{Channel, Listener};
 
 /// Control connections that showed their preface but were not taken by `accept`.
 const READY_MAX: usize = 64;
@@ -44,7 +42,7 @@ struct Shared {
 }
 
 /// The accepting thread; lives as long as the listener or a channel that expects data streams.
-pub(super) struct Acceptor {
+pub(crate) struct Acceptor {
     shared: Arc<Shared>,
     stop: Arc<Signal>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -63,7 +61,7 @@ impl Drop for Acceptor {
 
 impl Acceptor {
     /// Lets data streams with this token in.
-    pub(super) fn expect(self: &Arc<Self>, token: Token, streams: usize) -> io::Result<Expectation> {
+    pub(crate) fn expect(self: &Arc<Self>, token: Token, streams: usize) -> io::Result<Expectation> {
         let arrived = Arc::new(Signal::new()?);
         let streams = (0..streams).map(|_| None).collect();
         lock(&self.shared.expected).push(Expected { token, streams, arrived: Arc::clone(&arrived) });
@@ -72,7 +70,7 @@ impl Acceptor {
 }
 
 /// A connection's right to its data streams, until dropped.
-pub(super) struct Expectation {
+pub(crate) struct Expectation {
     acceptor: Arc<Acceptor>,
     token: Token,
     /// Raised when a stream has arrived.
@@ -81,7 +79,7 @@ pub(super) struct Expectation {
 
 impl Expectation {
     /// All data streams, once all are here.
-    pub(super) fn take(&self) -> Option<Vec<TcpStream>> {
+    pub(crate) fn take(&self) -> Option<Vec<TcpStream>> {
         let mut expected = lock(&self.acceptor.shared.expected);
         let index = expected.iter().position(|expected| expected.token == self.token)?;
         if expected[index].streams.iter().any(Option::is_none) {
@@ -114,7 +112,7 @@ enum Verdict {
 }
 
 impl Stranger {
-    fn read(&mut self) -> Verdict {
+    fn read(&mut self, magic: Magic) -> Verdict {
         while self.received < PREFACE_BYTES {
             match receive_now(&self.socket, &mut self.preface[self.received..]) {
                 Ok(0) => return Verdict::Drop("left before its preface was complete".into()),
@@ -123,7 +121,7 @@ impl Stranger {
                 Err(error) => return Verdict::Drop(error.to_string()),
             }
         }
-        match decode_preface(&self.preface) {
+        match decode_preface(magic, &self.preface) {
             Ok(preface) => Verdict::Known(preface),
             Err(error) => Verdict::Drop(error.to_string()),
         }
@@ -132,7 +130,8 @@ impl Stranger {
 
 struct Sorter {
     listener: TcpListener,
-    config: TcpConfig,
+    config: StreamConfig,
+    magic: Magic,
     shared: Arc<Shared>,
     stop: Arc<Signal>,
     strangers: VecDeque<Stranger>,
@@ -175,7 +174,7 @@ impl Sorter {
 
     /// Reads a stranger's preface, and lets it in, keeps or drops it.
     fn sort(&mut self, mut stranger: Stranger, is_readable: bool) {
-        let verdict = if is_readable { stranger.read() } else { Verdict::Wait };
+        let verdict = if is_readable { stranger.read(self.magic) } else { Verdict::Wait };
         match verdict {
             Verdict::Wait if Instant::now() >= stranger.deadline => {
                 tracing::debug!(peer = %stranger.address, "dropped: no preface in time");
@@ -248,15 +247,18 @@ fn is_same(left: &Token, right: &Token) -> bool {
     left.iter().zip(right).fold(0, |different, (left, right)| different | (left ^ right)) == 0
 }
 
-/// Listens on one port.
-pub(super) struct TcpFabricListener {
+/// Listens on one port for connections that begin with a fabric's magic.
+pub(crate) struct StreamListener {
     acceptor: Arc<Acceptor>,
-    config: TcpConfig,
     address: SocketAddr,
 }
 
-impl TcpFabricListener {
-    pub(super) fn bind(address: SocketAddr, config: &TcpConfig) -> Result<Self, TransportError> {
+impl StreamListener {
+    pub(crate) fn bind(
+        address: SocketAddr,
+        magic: Magic,
+        config: &StreamConfig,
+    ) -> Result<Self, TransportError> {
         let failed = |source| TransportError::Io { what: format!("listening on {address}"), source };
         let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
@@ -266,6 +268,7 @@ impl TcpFabricListener {
         let sorter = Sorter {
             listener,
             config: config.clone(),
+            magic,
             shared: Arc::clone(&shared),
             stop: Arc::clone(&stop),
             strangers: VecDeque::new(),
@@ -273,27 +276,29 @@ impl TcpFabricListener {
         };
         let thread = config.spawn("rom-accept".into(), move || sorter.run()).map_err(failed)?;
         let acceptor = Arc::new(Acceptor { shared, stop, thread: Mutex::new(Some(thread)) });
-        Ok(TcpFabricListener { acceptor, config: config.clone(), address })
+        Ok(StreamListener { acceptor, address })
     }
-}
 
-impl Listener for TcpFabricListener {
-    fn accept(&mut self, timeout: Duration) -> Result<Option<Box<dyn Channel>>, TransportError> {
+    /// The next control connection, or `None` after `timeout`.
+    pub(crate) fn accept(&mut self, timeout: Duration) -> Option<(TcpStream, SocketAddr)> {
         let shared = &self.acceptor.shared;
         let ready =
             shared.ready_grew.wait_timeout_while(lock(&shared.ready), timeout, |ready| ready.is_empty());
-        let accepted = ready.unwrap_or_else(PoisonError::into_inner).0.pop_front();
-        let Some((socket, peer)) = accepted else { return Ok(None) };
-        let channel = TcpChannel::responder(socket, peer, self.config.clone(), Arc::clone(&self.acceptor))?;
-        Ok(Some(Box::new(channel)))
+        ready.unwrap_or_else(PoisonError::into_inner).0.pop_front()
     }
 
-    fn local_address(&self) -> SocketAddr {
+    /// The accepting thread, for a channel that expects data streams.
+    pub(crate) fn acceptor(&self) -> &Arc<Acceptor> {
+        &self.acceptor
+    }
+
+    /// The address bound.
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-impl Drop for TcpFabricListener {
+impl Drop for StreamListener {
     fn drop(&mut self) {
         self.acceptor.shared.listener_gone.store(true, Ordering::Release);
         lock(&self.acceptor.shared.ready).clear();

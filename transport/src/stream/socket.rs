@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::sockopt;
 
-use super::TcpConfig;
+use super::StreamConfig;
 
 /// Prepares a connected socket: small frames leave at once, a dead network is noticed.
-pub(super) fn configure(socket: &TcpStream, config: &TcpConfig) -> io::Result<()> {
+pub(crate) fn configure(socket: &TcpStream, config: &StreamConfig) -> io::Result<()> {
     socket.set_nodelay(true)?;
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, Duration::from_secs(1))?;
@@ -27,7 +27,7 @@ pub(super) fn configure(socket: &TcpStream, config: &TcpConfig) -> io::Result<()
 }
 
 /// How long ago the kernel last received data on this socket, in milliseconds.
-pub(super) fn since_last_data(socket: &TcpStream) -> io::Result<Duration> {
+pub(crate) fn since_last_data(socket: &TcpStream) -> io::Result<Duration> {
     // SAFETY: all fields of `tcp_info` are integers, for which zero is valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut len_bytes = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -48,32 +48,32 @@ pub(super) fn since_last_data(socket: &TcpStream) -> io::Result<Duration> {
 }
 
 /// Receives what is there; an error of kind `WouldBlock` if nothing is.
-pub(super) fn receive_now(socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn receive_now(socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
     let (received, _) = rustix::net::recv(socket, into, rustix::net::RecvFlags::DONTWAIT)?;
     Ok(received)
 }
 
 /// Sends what fits; an error of kind `WouldBlock` if nothing does.
-pub(super) fn send_now(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+pub(crate) fn send_now(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     use rustix::net::SendFlags;
     Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 /// An event descriptor: readable from the first signal until it is cleared.
 #[derive(Debug)]
-pub(super) struct Signal(OwnedFd);
+pub(crate) struct Signal(OwnedFd);
 
 impl Signal {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Signal(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    pub(super) fn raise(&self) {
+    pub(crate) fn raise(&self) {
         // It fails only when the counter is full, and then it is readable already.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         // It fails only when there is nothing to clear.
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
@@ -86,14 +86,14 @@ impl AsFd for Signal {
 }
 
 /// The end of a timeout, however long it is.
-pub(super) fn deadline_after(timeout: Duration) -> Instant {
+pub(crate) fn deadline_after(timeout: Duration) -> Instant {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + timeout.min(LONGEST)
 }
 
 /// Waits until one of the descriptors is ready or the deadline has passed; without a deadline
 /// as long as it takes. May return early with nothing ready.
-pub(super) fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
+pub(crate) fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let timeout = left.and_then(|left| Timespec::try_from(left).ok());
     match poll(fds, timeout.as_ref()) {
@@ -103,21 +103,21 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Res
 }
 
 /// Whether the descriptor was found ready or broken.
-pub(super) fn is_ready(fd: &PollFd<'_>) -> bool {
+pub(crate) fn is_ready(fd: &PollFd<'_>) -> bool {
     !fd.revents().is_empty()
 }
 
 /// Watches for incoming bytes.
-pub(super) fn readable<F: AsFd>(fd: &F) -> PollFd<'_> {
+pub(crate) fn readable<F: AsFd>(fd: &F) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::IN)
 }
 
 /// Watches for room to send.
-pub(super) fn writable<F: AsFd>(fd: &F) -> PollFd<'_> {
+pub(crate) fn writable<F: AsFd>(fd: &F) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::OUT)
 }
 
 /// Watches for the peer's end only.
-pub(super) fn hung_up<F: AsFd>(fd: &F) -> PollFd<'_> {
+pub(crate) fn hung_up<F: AsFd>(fd: &F) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::RDHUP)
 }

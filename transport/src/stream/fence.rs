@@ -9,7 +9,7 @@ const NONE: u64 = u64::MAX;
 
 /// What became of a stream's marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
+pub(crate) enum Arrival {
     /// Other streams are still to come.
     Counted,
     /// It was the last: the fence can be taken.
@@ -29,14 +29,14 @@ struct Slot {
 /// The fences of one connection. Each stream's thread brings its markers, in order and none left
 /// out; one thread takes the fences.
 #[derive(Debug)]
-pub(super) struct Fences {
+pub(crate) struct Fences {
     streams: u32,
     slots: Box<[Slot]>,
     taken: AtomicU64,
 }
 
 impl Fences {
-    pub(super) fn new(streams: usize) -> Self {
+    pub(crate) fn new(streams: usize) -> Self {
         let slot = |_| Slot { number: AtomicU64::new(NONE), arrivals: AtomicU32::new(0) };
         Fences { streams: streams as u32, slots: (0..SLOTS).map(slot).collect(), taken: AtomicU64::new(0) }
     }
@@ -46,7 +46,7 @@ impl Fences {
     }
 
     /// A stream's marker, the `sequence`-th of that stream from 0.
-    pub(super) fn arrive(&self, sequence: u64, marker: u64) -> Arrival {
+    pub(crate) fn arrive(&self, sequence: u64, marker: u64) -> Arrival {
         // Acquire: the slot's reset by `take` comes before its new use here.
         if sequence - self.taken.load(Ordering::Acquire) >= SLOTS {
             return Arrival::Full;
@@ -67,7 +67,7 @@ impl Fences {
     }
 
     /// The next fence that every stream has brought. For one thread at a time.
-    pub(super) fn take(&self) -> Option<u64> {
+    pub(crate) fn take(&self) -> Option<u64> {
         let sequence = self.taken.load(Ordering::Relaxed);
         let slot = self.slot(sequence);
         if slot.arrivals.load(Ordering::Acquire) != self.streams {

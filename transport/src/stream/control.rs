@@ -14,7 +14,7 @@ const BUFFER_BYTES: usize = CONTROL_HEADER_BYTES + MAX_HANDSHAKE_BYTES;
 
 /// A frame taken from a [`Reader`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Frame<'a> {
+pub(crate) enum Frame<'a> {
     Message(&'a [u8]),
     Heartbeat,
     Goodbye,
@@ -22,19 +22,19 @@ pub(super) enum Frame<'a> {
 
 /// Collects incoming bytes and cuts them into frames.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
 impl Reader {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Reader { buffer: vec![0; BUFFER_BYTES].into(), start: 0, end: 0 }
     }
 
     /// The next frame, if all of it is here.
-    pub(super) fn next_frame(&mut self, limit_bytes: usize) -> Result<Option<Frame<'_>>, WireError> {
+    pub(crate) fn next_frame(&mut self, limit_bytes: usize) -> Result<Option<Frame<'_>>, WireError> {
         let received = &self.buffer[self.start..self.end];
         let Some((header, rest)) = received.split_at_checked(CONTROL_HEADER_BYTES) else { return Ok(None) };
         let ControlHeader { kind, len_bytes } = decode_control_header(header, limit_bytes)?;
@@ -52,7 +52,7 @@ impl Reader {
 
     /// Receives what is there. `Ok(0)` is the end of the stream. To be called only when
     /// [`next_frame`](Self::next_frame) has no frame: then there is room.
-    pub(super) fn fill(&mut self, socket: &TcpStream) -> io::Result<usize> {
+    pub(crate) fn fill(&mut self, socket: &TcpStream) -> io::Result<usize> {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -66,20 +66,20 @@ impl Reader {
 
 /// Sends frames whole and in order, also when the socket takes only a part at a time.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
 impl Writer {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Writer { buffer: vec![0; BUFFER_BYTES].into(), start: 0, end: 0 }
     }
 
     /// Sends a message, waiting for room until the deadline or until `stop` is raised. A message
     /// that was cut short is continued by the next call.
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         socket: &TcpStream,
         message: &[u8],
@@ -91,16 +91,23 @@ impl Writer {
         self.flush(socket, stop, deadline)
     }
 
-    /// Sends an empty frame if that is possible without waiting.
-    pub(super) fn send_if_room(&mut self, socket: &TcpStream, kind: ControlKind) -> io::Result<()> {
+    /// Sends a frame if that is possible without waiting; false if it is not. What is taken is
+    /// sent whole, the rest of it by a later call if need be.
+    pub(crate) fn send_if_room(
+        &mut self,
+        socket: &TcpStream,
+        kind: ControlKind,
+        body: &[u8],
+    ) -> io::Result<bool> {
         if self.start < self.end {
             self.push(socket)?;
         }
-        if self.start == self.end {
-            self.stage(kind, &[]);
-            self.push(socket)?;
+        if self.start < self.end {
+            return Ok(false);
         }
-        Ok(())
+        self.stage(kind, body);
+        self.push(socket)?;
+        Ok(true)
     }
 
     fn stage(&mut self, kind: ControlKind, body: &[u8]) {
@@ -140,7 +147,7 @@ impl Writer {
 }
 
 /// Whether a call may succeed when it is made again.
-pub(super) fn is_passing(error: &io::Error) -> bool {
+pub(crate) fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
