@@ -46,7 +46,7 @@ environment of the command
 
 exit status
   That of the first host whose command failed; 0 if none did. A host killed by kill-host has not
-  failed, unless it is the only one (137). 124: time is over. 125: a host died by itself or did not
+  failed, unless no other is left (137). 124: time is over. 125: a host died by itself or did not
   come up, or the lab cannot be made; the message says why. 2: wrong usage.
 """
 
