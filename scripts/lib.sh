@@ -19,8 +19,12 @@ need_packages() {
     command -v apt-get >/dev/null || die "these packages (by their Debian names) are missing: ${missing[*]}"
     [ "$(id -u)" = 0 ] || die "these packages are missing; as root: apt-get install ${missing[*]}"
     say "installing ${missing[*]}"
+    mkdir -p "$cache_dir"
+    exec 8>"$cache_dir/packages.lock" # several scripts may run at once
+    flock 8
     refresh_package_lists
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends "${missing[@]}" >&2
+    exec 8>&-
 }
 
 # Brings the package lists up to date once a run.

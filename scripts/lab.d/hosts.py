@@ -1,6 +1,7 @@
 """One host of a lab: its settings, its process, and the channels on which it reports."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -11,6 +12,7 @@ from registry import LabError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DEVICE = "rxe0"
+NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 # What a caller's environment must not carry into a host.
 NOT_PASSED = {"TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK"}
 
@@ -21,6 +23,12 @@ def address(number):
 
 def address6(number):
     return f"fd77::{number}"
+
+
+def cpu_mhz():
+    """Of the outer machine, by its own account."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("cpu MHz")), "")
 
 
 def mac(number):
@@ -70,9 +78,10 @@ class Host:
             "lab_shares": "\n".join(f"{tag} {path}" for tag, path in self.lab.tagged_shares()),
             "lab_rows": str(rows),
             "lab_columns": str(columns),
+            "lab_cpu_mhz": cpu_mhz(),
             **ports,
         }
-        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and name.isidentifier()}
+        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and NAME.fullmatch(name)}
         passed.update(self.variables())
         path = os.path.join(self.folder, "settings")
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -122,8 +131,30 @@ class Host:
         return "".join(lines[-25:])
 
 
+MAPPINGS = "/proc/sys/vm/max_map_count"
+MAPPINGS_WANTED = 1 << 20
+
+
+def allow_mappings():
+    """Every stretch of a process's memory in user-mode Linux is a mapping of its own out here, down
+    to one a page. At this machine's limit its kernel would kill the process, so the limit is raised
+    where it is lower than what distributions have come to set it to."""
+    with open(MAPPINGS, encoding="ascii") as file:
+        if int(file.read()) >= MAPPINGS_WANTED:
+            return
+    try:
+        with open(MAPPINGS, "w", encoding="ascii") as file:
+            file.write(str(MAPPINGS_WANTED))
+    except OSError as error:
+        raise LabError(
+            f"user-mode Linux needs vm.max_map_count of {MAPPINGS_WANTED} or more, and it cannot be set here "
+            f"({error.strerror}); run: sysctl vm.max_map_count={MAPPINGS_WANTED}"
+        ) from error
+
+
 def uml(host, theirs):
     """The command line of a user-mode Linux instance."""
+    allow_mappings()
     ports = {"lab_stdout": "/dev/ttyS1", "lab_stderr": "/dev/ttyS2", "lab_status": "/dev/ttyS3", "lab_terminal": ""}
     if host.terminal:
         ports["lab_terminal"] = "/dev/ttyS4"

@@ -144,7 +144,7 @@ class Lab:
         return ready
 
     def gone(self, host):
-        """The instance has ended, or is about to."""
+        """Nobody in the host can report any more: the instance has ended, or is about to."""
         host.process.wait()
         host.ended_by_itself = not host.killed and not self.over
         host.ended = True
@@ -152,24 +152,33 @@ class Lab:
     def attend(self):
         """Until every command has ended, a host has died by itself, or the time is over."""
         deadline = time.monotonic() + self.timeout_s if self.timeout_s else None
-        while any(host.status is None and not host.ended for host in self.members):
+        left = None
+        while self.pending() and not any(host.ended_by_itself for host in self.members):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 break
             self.step(left)
         self.over = True
-        timed_out = any(host.status is None and not host.ended for host in self.members)
+        cut_short = self.pending()
+        timed_out = left is not None and left <= 0
         for host in self.members:
             host.kill()
         if self.shell:
             self.shell.detach(self.selector)
-        while len(self.selector.get_map()) > 1:
-            self.step(5)  # the rest of their output; the control socket stays
-        return self.verdict(timed_out)
+        while len(self.selector.get_map()) > 1 and self.step(5):
+            pass  # the rest of their output; the control socket stays
+        return self.verdict(cut_short, timed_out)
+
+    def pending(self):
+        """The hosts whose commands have neither ended nor died with them."""
+        return [host for host in self.members if host.status is None and not host.ended]
 
     def step(self, seconds):
-        for key, _ in self.selector.select(seconds):
+        """Does what is to be done; false if there was nothing for so long."""
+        ready = self.selector.select(seconds)
+        for key, _ in ready:
             key.data()
+        return bool(ready)
 
     def hear(self, control):
         """One request by scripts/lab: `kill N`, `describe`."""
@@ -206,8 +215,9 @@ class Lab:
             return "dead"
         return "running" if host.up else "booting"
 
-    def verdict(self, timed_out):
-        """Says how it went where that is worth a word; returns the exit status."""
+    def verdict(self, cut_short, timed_out):
+        """Says how it went where that is worth a word; returns the exit status, which is that of
+        the first host at fault."""
         failures = []
         for host in self.members:
             if host.killed:
@@ -217,11 +227,13 @@ class Lab:
                     self.tell(f"the command on host {host.number} ended with status {host.status}")
                     failures.append(host.status)
             elif host.killed:
-                if self.hosts == 1:
+                if all(other.killed for other in self.members):
                     failures.append(KILLED)
-            elif timed_out and not host.ended_by_itself:
-                self.tell(f"host {host.number}'s command did not end within {self.timeout_s:g} s (--timeout)")
+            elif host in cut_short and timed_out:
+                self.tell(f"the command on host {host.number} did not end within {self.timeout_s:g} s (--timeout)")
                 failures.append(TIMED_OUT)
+            elif host in cut_short:
+                self.tell(f"the command on host {host.number} was cut short")
             else:
                 what = "died" if host.up else "did not come up"
                 self.tell(f"host {host.number} {what}; its last messages:\n{host.console()}")
