@@ -15,11 +15,12 @@ pub struct ReleaseToken {
 impl ReleaseToken {
     /// For output up to the mark of an epoch that a peer's Ack or Welcome covers; `None` if the
     /// proof was not decoded from a peer's bytes.
-    pub(crate) fn acked(through: GateMark, proof: &AckProof) -> Option<Self> {
+    pub fn acked(through: GateMark, proof: &AckProof) -> Option<Self> {
         proof.is_decoded().then_some(Self { through, opens_gate: false })
     }
 
-    pub(crate) fn solo(_grant: &SoloGrant) -> Self {
+    /// For all output, with the grant to run the guest alone.
+    pub fn solo(_grant: &SoloGrant) -> Self {
         Self { through: GateMark(u64::MAX), opens_gate: true }
     }
 

@@ -2,10 +2,13 @@
 
 use std::process::{Command, ExitCode};
 
-use romulus_host::guard::{GuardHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess};
+use romulus_host::guard::{
+    GateHandle, GuardHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess, NoGate,
+};
 use romulus_qemu::QemuHandle;
 
 use crate::exit::Failure;
+use crate::gates;
 
 /// The guard is told everything by the process that starts it.
 #[derive(Debug, clap::Args)]
@@ -35,6 +38,13 @@ impl GuardParts for QemuParts {
         let pid = i32::try_from(process.pid()).map_err(|e| e.to_string())?;
         let qemu = QemuHandle::new(&spec.access, pid).map_err(|e| e.to_string())?;
         Ok(Box::new(GuardedQemu { qemu, process }))
+    }
+
+    fn gate(&self, spec: &GuardSpec) -> Result<Box<dyn GateHandle>, String> {
+        match &spec.gate {
+            Some(text) => gates::guarded(text),
+            None => Ok(Box::new(NoGate)),
+        }
     }
 }
 

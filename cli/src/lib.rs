@@ -5,9 +5,11 @@
 mod backup;
 pub mod control;
 pub mod demo;
+mod devices;
 mod doctor;
 pub mod exit;
 mod fabric;
+mod gates;
 mod guard;
 mod logging;
 mod protect;
@@ -61,6 +63,8 @@ enum Command {
     Stop(status::InstanceOptions),
     /// Say what this machine can do, what is missing, and how to get it
     Doctor(doctor::DoctorOptions),
+    /// List the RDMA devices of this host with their ports and GIDs
+    Devices(devices::DevicesOptions),
     /// Protect a Linux guest on this machine, kill its host, and watch it go on
     Demo(demo::DemoOptions),
     /// Watches a `romulus protect` and acts for it when it dies
@@ -84,6 +88,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Failover(options) => status::failover(&options),
         Command::Stop(options) => status::stop(&options),
         Command::Doctor(options) => doctor::run(&options),
+        Command::Devices(options) => devices::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Guard(options) => guard::run(&options),
     }

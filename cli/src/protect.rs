@@ -18,14 +18,17 @@ use romulus_checkpoint::driver::primary::{
 };
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::wire::record::Role;
+use romulus_host::gate::{GateStatus, RedirectOptions};
 use romulus_host::guard::{GuardHandle, PauseFlag};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::tracking::TrackingOptions;
+use romulus_qemu::gates::GateChoices;
 use romulus_qemu::{GuestOptions, QemuGuest};
 use romulus_transport::Fabric;
 
 use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
+use crate::gates::Gates;
 use crate::settings::protect::ProtectOptions;
 use crate::signals::EndRequest;
 use crate::{fabric, guard, threads};
@@ -45,6 +48,7 @@ struct Status {
     save_by: &'static str,
     track_by: &'static str,
     threads: romulus_host::pinning::PinnedThreads,
+    gates: Vec<GateStatus>,
     #[serde(flatten)]
     driver: PrimaryStatus,
 }
@@ -61,8 +65,10 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let guest_pid = guest.pid();
     let (save_by, track_by) = guest.methods();
     let driver_options = driver_options(&options, &plan, &guest)?;
-    let guard = start_guard(&options, &plan, &guest)?;
-    let handle = match start_driver(&plan, driver_options, guest, guard.as_ref(), fabric) {
+    let gate_options = RedirectOptions { memory_bytes: plan.gate_bytes, threads: gate_threads(&plan) };
+    let gates = Gates::open(&guest, &gate_options)?;
+    let guard = start_guard(&options, &plan, &guest, &gates)?;
+    let handle = match start_driver(&plan, driver_options, guest, &gates, guard.as_ref(), fabric) {
         Ok(handle) => handle,
         Err(failure) => {
             // Nothing was done to the guest, which may well be another host's or another name's:
@@ -86,6 +92,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
                 save_by,
                 track_by,
                 threads: pinner.threads(),
+                gates: gates.status(),
                 driver: driver.status(),
             };
             serde_json::to_value(status).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok)
@@ -117,6 +124,8 @@ struct Plan {
     state_bytes: u64,
     solo_automatic: bool,
     capture: CaptureMode,
+    gates: GateChoices,
+    gate_bytes: u64,
     pinner: Pinner,
 }
 
@@ -151,6 +160,8 @@ impl Plan {
             state_bytes: options.state_bytes()?,
             solo_automatic: options.solo_automatic()?,
             capture: if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged },
+            gates: options.gates()?,
+            gate_bytes: options.gate_bytes()?,
             pinner: Pinner::new(pinning),
         })
     }
@@ -168,7 +179,7 @@ fn attach(options: &ProtectOptions, plan: &Plan) -> Result<QemuGuest, Failure> {
     let mut guest = GuestOptions::new(&plan.qmp);
     guest.name = options.name.clone();
     guest.allowances.unreplicated_disk = options.allow_unreplicated_disk == Some(true);
-    guest.allowances.network = options.allow_ungated_network == Some(true);
+    guest.gates = Some(plan.gates.clone());
     guest.state_max_bytes = plan.state_bytes;
     guest.tracking = TrackingOptions {
         threads: options.scan_threads.unwrap_or(1).max(1),
@@ -215,6 +226,7 @@ fn start_guard(
     options: &ProtectOptions,
     plan: &Plan,
     guest: &QemuGuest,
+    gates: &Gates,
 ) -> Result<Option<GuardHandle>, Failure> {
     if options.no_guard == Some(true) {
         return Ok(None);
@@ -226,22 +238,29 @@ fn start_guard(
         solo_automatic: plan.solo_automatic,
         guest_pid: u32::try_from(guest.pid()).ok(),
         access: plan.qmp.to_string_lossy().into_owned(),
-        gate: None,
+        gate: gates.for_guard(),
         report: None,
     };
     guard::start(&spec).map(Some)
+}
+
+/// The gate's threads take their priority and core like the others.
+fn gate_threads(plan: &Plan) -> romulus_host::ThreadSetup {
+    threads::setup(&plan.pinner)
 }
 
 fn start_driver(
     plan: &Plan,
     driver: PrimaryOptions,
     guest: QemuGuest,
+    gates: &Gates,
     guard: Option<&GuardHandle>,
     fabric: Arc<dyn Fabric>,
 ) -> Result<PrimaryHandle, Failure> {
     let moves = AutomaticMoves::Solo;
     let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
     let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
+    parts.gate = gates.gate();
     let setup = threads::setup(&plan.pinner);
     parts.threads = Arc::new(move |thread: &str| setup(thread));
     let flag = guard.map_or_else(PauseFlag::unwatched, GuardHandle::pause_flag);

@@ -20,12 +20,6 @@ enum Victim {
 
 const VICTIMS: [Victim; 3] = [Victim::Protect, Victim::Backup, Victim::Standby];
 
-fn random(below: u64) -> u64 {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).expect("randomness");
-    u64::from_le_bytes(bytes) % below
-}
-
 /// The guest at the primary makes progress, and nothing has run at the backup.
 fn exactly_the_primary_runs(stage: &mut Stage, console: &mut Console, context: &str) {
     console.poll();
@@ -63,7 +57,7 @@ fn i8_i9_kills_at_random_moments_leave_exactly_one_guest() {
         let victim = VICTIMS[(moment % 3) as usize];
         let context = format!("moment {moment}, {victim:?} killed");
         stage.wait_protected().unwrap_or_else(|e| panic!("before {context}: {e}"));
-        std::thread::sleep(Duration::from_millis(random(400)));
+        std::thread::sleep(Duration::from_millis(support::random(400)));
         match victim {
             Victim::Protect => {
                 kill(&mut stage.protect.take().expect("protect runs").child);

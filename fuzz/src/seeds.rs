@@ -10,6 +10,7 @@ use romulus_checkpoint::wire::record::{Recorder, Role};
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::{ConnectionNumber, FrameIndex, Generation, PageIndex, Transfer};
 use romulus_transport::Memory;
+use romulus_transport::rdma::wire as rdma;
 use romulus_transport::tcp::wire::{
     self, Answer, ControlHeader, ControlKind, DataHeader, Descriptor, Offer, Preface,
 };
@@ -107,6 +108,32 @@ pub fn tcp_items(_directory: &Path) -> Vec<Vec<u8>> {
         (3, wire::encode_descriptor(&Descriptor { offset: 4096, len_bytes: 8192 }).into()),
         (4, wire::encode_offer(&Offer { streams: 4, heartbeat_every_us: 5000 })),
         (5, wire::encode_answer(&answer)),
+    ];
+    items.into_iter().map(|(which, bytes)| [vec![which], bytes].concat()).collect()
+}
+
+/// Every item of the rdma fabric, behind the byte that chooses its decoder.
+pub fn rdma_items(_directory: &Path) -> Vec<Vec<u8>> {
+    let pair = |number| rdma::Pair { number, psn: 0xabcdef };
+    let common = rdma::Common {
+        heartbeat_every_us: 20_000,
+        link: rdma::Link::Ethernet,
+        lid: 0,
+        mtu_bytes: 4096,
+        gid: [7; 16],
+        message_receives: 64,
+        messages: pair(17),
+        data: vec![pair(18), pair(19)],
+    };
+    let span =
+        |address, begins_chunk| rdma::Span { len_bytes: 1 << 20, address, key: 0x1234, begins_chunk };
+    let spans = vec![span(1 << 20, true), span(1 << 21, false), span(1 << 30, true)];
+    let answer = rdma::Answer { common: common.clone(), markers: 128, spans };
+    let items: [(u8, Vec<u8>); 4] = [
+        (0, rdma::encode_preface(&Preface::Control).into()),
+        (1, rdma::encode_offer(&common)),
+        (2, rdma::encode_answer(&answer)),
+        (3, rdma::encode_credits(&rdma::Credits { markers: 3, messages: 5 }).into()),
     ];
     items.into_iter().map(|(which, bytes)| [vec![which], bytes].concat()).collect()
 }

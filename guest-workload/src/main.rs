@@ -1,13 +1,16 @@
 //! The workload inside demonstration guests: fills memory with pages that check themselves,
-//! rewrites them at a given rate, re-checks all of them without end, and prints a counter.
+//! rewrites them at a given rate, re-checks all of them without end, and prints a counter. With
+//! `serve=PORT` it also answers clients, see [`server`].
 //!
 //! Built as a static binary, so that it runs alone in an initramfs. Every line it prints has the
-//! form `romulus counter=N corrupt=N passes=N clock_ms=N`; after the first corrupt page also
-//! `romulus corrupt page=...` once for each.
+//! form `romulus counter=N corrupt=N passes=N clock_ms=N requests=N`; after the first corrupt page
+//! also `romulus corrupt page=...` once for each.
 
 mod pages;
+mod server;
 
 use std::io::Write;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use pages::{Fault, PAGE_BYTES, Pages};
@@ -21,15 +24,19 @@ const MIN_CHECKS_PER_STEP: u64 = 64;
 /// Corrupt pages described on the console at most.
 const MAX_FAULTS_PRINTED: u64 = 16;
 
+/// In the guest's memory like all else, so that a takeover must bring it along.
+static REQUESTS: LazyLock<server::Counter> = LazyLock::new(server::Counter::default);
+
 struct Settings {
     check_mib: u64,
     dirty_mib_per_second: f64,
+    serve: Option<u16>,
 }
 
 impl Settings {
-    /// From `check_mib=N dirty_mib_per_second=X`; unknown words end the program.
+    /// From `check_mib=N dirty_mib_per_second=X serve=PORT`; unknown words end the program.
     fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut settings = Self { check_mib: 64, dirty_mib_per_second: 10.0 };
+        let mut settings = Self { check_mib: 64, dirty_mib_per_second: 10.0, serve: None };
         for word in words {
             let (name, value) = word.split_once('=').ok_or(format!("'{word}' is not NAME=VALUE"))?;
             let bad = |e: &dyn std::fmt::Display| format!("{name}={value}: {e}");
@@ -38,6 +45,7 @@ impl Settings {
                 "dirty_mib_per_second" => {
                     settings.dirty_mib_per_second = value.parse().map_err(|e| bad(&e))?;
                 }
+                "serve" => settings.serve = Some(value.parse().map_err(|e| bad(&e))?),
                 _ => return Err(format!("unknown setting '{name}'")),
             }
         }
@@ -50,6 +58,12 @@ fn main() {
         eprintln!("romulus-guest-workload: {e}");
         std::process::exit(2);
     });
+    if let Some(port) = settings.serve
+        && let Err(e) = server::serve(port, &REQUESTS)
+    {
+        eprintln!("romulus-guest-workload: serving port {port}: {e}");
+        std::process::exit(1);
+    }
     run(&settings);
 }
 
@@ -82,9 +96,10 @@ fn run(settings: &Settings) -> ! {
         counter += 1;
         let _ = writeln!(
             out,
-            "romulus counter={counter} corrupt={faults} passes={} clock_ms={}",
+            "romulus counter={counter} corrupt={faults} passes={} clock_ms={} requests={}",
             pages.passes(),
-            started.elapsed().as_millis()
+            started.elapsed().as_millis(),
+            REQUESTS.now()
         );
         next_step += STEP;
         let now = Instant::now();

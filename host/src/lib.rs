@@ -1,6 +1,7 @@
 //! Linux facilities that the glues and the benchmarks share.
 
 pub mod facts;
+pub mod gate;
 pub mod guard;
 pub mod memory;
 pub mod pinning;

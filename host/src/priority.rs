@@ -2,7 +2,7 @@
 
 /// Threads that hold up a guest, its clients or the other host's patience when they wait for a
 /// core. Threads that start processes are not among them: a child would inherit the priority.
-const URGENT: [&str; 6] = ["capture", "copy", "sender", "control", "committer", "rom-"];
+const URGENT: [&str; 7] = ["capture", "copy", "gate", "sender", "control", "committer", "rom-"];
 /// Niceness of these threads.
 const NICENESS: i32 = -10;
 

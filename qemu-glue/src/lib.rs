@@ -3,6 +3,7 @@
 
 pub mod discover;
 mod error;
+pub mod gates;
 pub mod guest;
 pub mod handle;
 mod process;

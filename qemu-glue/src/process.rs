@@ -99,6 +99,38 @@ impl Process {
             .unwrap_or_default()
     }
 
+    /// The network interfaces that it has open as taps, with the numbers of its descriptors.
+    pub fn interfaces(&self) -> Vec<(u32, String)> {
+        let folder = format!("/proc/{}/fdinfo", self.pid());
+        let mut found: Vec<(u32, String)> = std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let number = entry.file_name().to_str()?.parse().ok()?;
+                let text = std::fs::read_to_string(entry.path()).ok()?;
+                let name = text.lines().find_map(|line| line.strip_prefix("iff:"))?.trim().to_owned();
+                (!name.is_empty()).then_some((number, name))
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Whether it has this file open.
+    pub fn has_open(&self, path: &str) -> bool {
+        let folder = format!("/proc/{}/fd", self.pid());
+        let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.any(|entry| std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == path))
+    }
+
+    /// Whether it is in the network namespace of this thread.
+    pub fn shares_network(&self) -> bool {
+        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+        let theirs = namespace(&self.pid().to_string());
+        theirs.is_some() && theirs == namespace("thread-self")
+    }
+
     /// The shared file mappings of the process.
     pub fn shared_mappings(&self) -> Result<Vec<SharedMapping>, QemuError> {
         let path = format!("/proc/{}/maps", self.pid());

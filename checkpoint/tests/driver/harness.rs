@@ -70,7 +70,7 @@ impl OutputGate for BookGate {
         marks.push(mark);
         Ok(())
     }
-    fn release(&self, token: ReleaseToken) {
+    fn release(&self, token: &ReleaseToken) {
         if token.opens_gate() {
             self.holding.store(false, Ordering::SeqCst);
         } else {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::netns::NetNs;
 use crate::control::{self, Request};
 use crate::exit::Failure;
 
@@ -23,22 +24,28 @@ pub struct Instance {
 
 impl Instance {
     /// Starts `program` (`romulus`) as `role` with these arguments, its control socket and log in
-    /// `dir`.
-    pub fn start(program: &Path, role: &str, dir: &Path, arguments: &[String]) -> Result<Self, Failure> {
+    /// `dir`, inside a host's network if there is one.
+    pub fn start(
+        program: &Path,
+        role: &str,
+        dir: &Path,
+        arguments: &[String],
+        host: Option<&NetNs>,
+    ) -> Result<Self, Failure> {
         let control = dir.join(format!("{role}.sock"));
         let log = dir.join(format!("{role}.log"));
         let failed = |e: std::io::Error| Failure::failed(format!("starting romulus {role}: {e}"));
         let log_file = std::fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg(role)
             .args(arguments)
             .arg("--control")
             .arg(&control)
             .stdin(Stdio::null())
             .stdout(log_file.try_clone().map_err(failed)?)
-            .stderr(log_file)
-            .spawn()
-            .map_err(failed)?;
+            .stderr(log_file);
+        let child = spawn(&mut command, host)?.map_err(failed)?;
         Ok(Self { child, control, log })
     }
 
@@ -79,6 +86,14 @@ impl Instance {
         let tail = lines[lines.len().saturating_sub(12)..].join("\n");
         let name = self.log.file_stem().unwrap_or_default().to_string_lossy();
         Failure::failed(format!("romulus {name}: {what}\n{tail}"))
+    }
+}
+
+/// Starts a process, inside a host's network if there is one.
+pub fn spawn(command: &mut Command, host: Option<&NetNs>) -> Result<std::io::Result<Child>, Failure> {
+    match host {
+        Some(host) => host.run(|| command.spawn()),
+        None => Ok(command.spawn()),
     }
 }
 

@@ -1,6 +1,9 @@
 //! `romulus demo`: the main job on one machine, told as it happens.
 
+pub mod client;
 pub mod instance;
+pub mod netns;
+pub mod network;
 pub mod qemu;
 mod report;
 mod run;
@@ -46,6 +49,10 @@ pub struct DemoOptions {
     /// random
     #[arg(long, default_value_t = 20.0, value_name = "S")]
     pub seconds: f64,
+
+    /// Leave out the client: the guest has no network, no network namespaces are made
+    #[arg(long)]
+    pub no_client: bool,
 
     /// Write what was measured to this file, as JSON
     #[arg(long, value_name = "FILE")]
@@ -102,7 +109,10 @@ fn write_json(options: &DemoOptions, report: &DemoReport) -> Result<(), Failure>
 
 fn check(options: &DemoOptions) -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new(Code::Machine, "the demonstration needs root (it traces QEMU's memory)"));
+        return Err(Failure::new(
+            Code::Machine,
+            "the demonstration needs root: it follows writes of QEMU's process, and makes network namespaces and taps",
+        ));
     }
     for name in ["vmlinuz", "initramfs"] {
         let path = options.image_dir.join(name);

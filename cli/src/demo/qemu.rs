@@ -4,6 +4,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::instance::spawn;
+use super::netns::NetNs;
+use super::network;
 use crate::exit::{Code, Failure};
 
 /// The machine that the demonstration protects.
@@ -21,6 +24,10 @@ pub struct Machine {
     pub dirty_mib_per_second: f64,
     /// The guest powers off by itself after so many seconds.
     pub halt_after_s: Option<u64>,
+    /// A network card on its host's tap, and a server behind it.
+    pub networked: bool,
+    /// Servers of others run in it as well: HTTP, telnet, redis, iperf3.
+    pub servers: bool,
     /// Folder with `vmlinuz` and `initramfs`.
     pub image_dir: PathBuf,
 }
@@ -51,7 +58,7 @@ impl Machine {
         let backend = format!("memory-backend-file,id=ram,size={size},mem-path={ram},share=on,prealloc=off");
         let console = format!("file:{}", console.display());
         let kernel = self.image_dir.join("vmlinuz");
-        let initramfs = self.image_dir.join("initramfs");
+        let initramfs = self.image_dir.join(if self.servers { "initramfs-servers" } else { "initramfs" });
         let mut settings = format!(
             "console=ttyS0 quiet romulus.check_mib={} romulus.dirty_mib_per_second={}",
             self.check_mib, self.dirty_mib_per_second
@@ -59,31 +66,50 @@ impl Machine {
         if let Some(seconds) = self.halt_after_s {
             settings.push_str(&format!(" romulus.halt_after_s={seconds}"));
         }
+        if self.networked {
+            settings.push_str(&format!(" romulus.address={}", network::GUEST_ADDRESS));
+        }
+        if self.servers {
+            settings.push_str(" romulus.servers=1");
+        }
         add(&["-name", "romulus-demo", "-nodefaults", "-vga", "none", "-display", "none"]);
         add(&["-machine", &machine, "-cpu", cpu, "-smp", "1", "-m", &size, "-object", &backend]);
         add(&["-kernel", &kernel.to_string_lossy(), "-initrd", &initramfs.to_string_lossy()]);
         add(&["-append", &settings, "-serial", &console, "-no-shutdown"]);
+        if self.networked {
+            let (card, rom) = if self.kind == "microvm" { ("device", "") } else { ("pci", ",romfile=") };
+            let back = format!("tap,id=net0,ifname={},script=no,downscript=no", network::TAP);
+            let card = format!("virtio-net-{card},netdev=net0,mac={}{rom}", network::GUEST_MAC);
+            add(&["-netdev", &back, "-device", &card]);
+        }
         arguments
     }
 
-    /// Starts the guest.
-    pub fn start(&self, ram: &Path, console: &Path, qmp: &Path, log: &Path) -> Result<Child, Failure> {
+    /// Starts the guest, inside a host's network if there is one.
+    pub fn start(
+        &self,
+        ram: &Path,
+        console: &Path,
+        qmp: &Path,
+        log: &Path,
+        host: Option<&NetNs>,
+    ) -> Result<Child, Failure> {
         let log_file = std::fs::File::create(log)
             .map_err(|e| Failure::failed(format!("creating {}: {e}", log.display())))?;
-        Command::new("qemu-system-x86_64")
+        let mut command = Command::new("qemu-system-x86_64");
+        command
             .args(self.arguments(&ram.to_string_lossy(), console))
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log_file)
-            .spawn()
-            .map_err(|e| {
-                Failure::new(
-                    Code::Machine,
-                    format!("starting qemu-system-x86_64: {e}; as root: apt-get install qemu-system-x86"),
-                )
-            })
+            .stderr(log_file);
+        spawn(&mut command, host)?.map_err(|e| {
+            Failure::new(
+                Code::Machine,
+                format!("starting qemu-system-x86_64: {e}; as root: apt-get install qemu-system-x86"),
+            )
+        })
     }
 }
 
@@ -98,6 +124,8 @@ pub struct Report {
     pub passes: u64,
     /// The guest's clock since the workload's start, in milliseconds.
     pub clock_ms: u64,
+    /// Requests of clients that the guest has counted.
+    pub requests: u64,
 }
 
 /// Follows the file that a guest's console is written to.
@@ -152,7 +180,7 @@ impl Console {
     }
 }
 
-/// `romulus counter=N corrupt=N passes=N clock_ms=N`
+/// `romulus counter=N corrupt=N passes=N clock_ms=N requests=N`
 fn parse_report(line: &str) -> Option<Report> {
     let mut words = line.strip_prefix("romulus counter=")?.split(' ');
     let counter = words.next()?.parse().ok()?;
@@ -162,6 +190,7 @@ fn parse_report(line: &str) -> Option<Report> {
         corrupt: named("corrupt=")?,
         passes: named("passes=")?,
         clock_ms: named("clock_ms=")?,
+        requests: named("requests=")?,
     })
 }
 
@@ -177,17 +206,20 @@ mod tests {
         console.poll();
         std::fs::write(
             &path,
-            "boot\r\nromulus counter=7 corrupt=0 passes=1 clock_ms=70\r\nromulus counter=8 cor",
+            "boot\r\nromulus counter=7 corrupt=0 passes=1 clock_ms=70 requests=3\r\nromulus counter=8 cor",
         )
         .unwrap();
         console.poll();
         assert_eq!(console.last.unwrap().counter, 7);
-        let all = "boot\r\nromulus counter=7 corrupt=0 passes=1 clock_ms=70\r\nromulus counter=8 corrupt=1 \
-                   passes=1 clock_ms=80\r\nromulus corrupt page=3\r\n";
+        let all = "boot\r\nromulus counter=7 corrupt=0 passes=1 clock_ms=70 requests=3\r\nromulus counter=8 corrupt=1 \
+                   passes=1 clock_ms=80 requests=4\r\nromulus corrupt page=3\r\n";
         std::fs::write(&path, all).unwrap();
         console.poll();
         assert_eq!(console.first.unwrap().counter, 7);
-        assert_eq!(console.last, Some(Report { counter: 8, corrupt: 1, passes: 1, clock_ms: 80 }));
+        assert_eq!(
+            console.last,
+            Some(Report { counter: 8, corrupt: 1, passes: 1, clock_ms: 80, requests: 4 })
+        );
         assert_eq!(console.complaints, ["romulus corrupt page=3"]);
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::client::ClientReport;
+
 /// Percentiles of a histogram, in its unit.
 #[derive(Clone, Copy, Debug, Default, Serialize, serde::Deserialize, PartialEq)]
 #[serde(default)]
@@ -50,6 +52,12 @@ pub struct RunReport {
     pub failover: FailoverReport,
     /// What the guest says.
     pub guest_check: GuestCheck,
+    /// The client outside; none with `--no-client`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientReport>,
+    /// The client's longest silence until the guest was protected; for people, not part of the JSON.
+    #[serde(skip)]
+    pub silence_before_ms: f64,
     /// Why the run failed, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -125,6 +133,32 @@ fn median(runs: &[RunReport], of: impl Fn(&RunReport) -> f64) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
+/// What the clients saw, of all runs.
+fn client_rows(clients: &[ClientReport], row: &mut impl FnMut(&str, String)) {
+    let sum = |of: fn(&ClientReport) -> u64| clients.iter().map(of).sum::<u64>();
+    let middle = |of: fn(&ClientReport) -> f64| {
+        let mut values: Vec<f64> = clients.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    row(
+        "connections that went on",
+        format!("{} of {}", sum(|client| client.survived), sum(|client| client.connections)),
+    );
+    row("requests", sum(|client| client.requests).to_string());
+    row("answers taken back", sum(|client| client.answers_taken_back).to_string());
+    row("duplicates", sum(|client| client.duplicates).to_string());
+    row(
+        "added latency in ms, p50 / p99",
+        format!(
+            "{:.1} / {:.1}",
+            middle(|client| client.added_latency_ms.p50),
+            middle(|client| client.added_latency_ms.p99)
+        ),
+    );
+    row("longest silence in ms", format!("{:.0}", middle(|client| client.longest_silence_ms)));
+}
+
 /// The table at the end.
 pub fn summary(report: &DemoReport) -> String {
     let good: Vec<RunReport> = report.runs.iter().filter(|run| run.succeeded()).cloned().collect();
@@ -151,6 +185,12 @@ pub fn summary(report: &DemoReport) -> String {
         row("  of it detection", ms(|failover| failover.detection_ms));
         row("  of it takeover", ms(|failover| failover.takeover_ms));
         row("steps made anew by the guest", us(|run| run.guest_check.gap));
+    }
+    let clients: Vec<ClientReport> = report.runs.iter().filter_map(|run| run.client).collect();
+    if !clients.is_empty() {
+        client_rows(&clients, &mut row);
+        let silence = median(&report.runs, |run| run.silence_before_ms);
+        row("  and when protection began", format!("{silence:.0}"));
     }
     if all > 1 {
         lines.push("(figures are medians over the runs)".into());

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::client::{Client, Phase};
 use super::instance::{pid, state};
+use super::network;
 use super::qemu::{Console, Machine, accelerator};
 use super::report::{ClockReport, FailoverReport, GuestCheck, GuestReport, Percentiles, RunReport};
 use super::stage::Stage;
@@ -13,6 +15,10 @@ use crate::exit::Failure;
 
 /// Length of a step of the guest's workload.
 const GUEST_STEP_MS: f64 = 10.0;
+/// Between two requests of the client.
+const CLIENT_PACE: Duration = Duration::from_millis(5);
+/// How long the client is measured before the guest is protected.
+const UNPROTECTED: Duration = Duration::from_secs(3);
 
 fn machine(options: &DemoOptions) -> Machine {
     Machine {
@@ -22,6 +28,8 @@ fn machine(options: &DemoOptions) -> Machine {
         check_mib: options.check_mib.unwrap_or((options.guest_mib / 4).min(256)),
         dirty_mib_per_second: options.dirty_mib_per_second,
         halt_after_s: None,
+        networked: !options.no_client,
+        servers: false,
         image_dir: options.image_dir.clone(),
     }
 }
@@ -67,23 +75,96 @@ fn play(options: &DemoOptions, stage: &mut Stage, report: &mut RunReport) -> Res
         machine.check_mib
     );
 
-    let address = stage.start_backup("127.0.0.1:0")?;
+    let client = start_client(stage)?;
+    let address = stage.start_backup(stage.listen_address())?;
     println!("  a backup stands ready at {address}");
 
     let started = Instant::now();
     stage.start_protect(&address, options.interval)?;
     stage.wait_protected()?;
+    set_phase(&client, Phase::Protected);
     println!("  protected after {:.1} s: a full copy and a trial load", started.elapsed().as_secs_f64());
+    if let Some(client) = &client {
+        report.silence_before_ms = client.take_silence().as_secs_f64() * 1_000.0;
+        println!("  the client heard nothing for {:.0} ms as protection began", report.silence_before_ms);
+    }
 
     let before = protect_for_a_while(options, stage, &mut console, report)?;
-    let killed = stage.kill_primary_host(pid(&before, "/guard_pid"));
+    set_phase(&client, Phase::Other);
+    let killed = Instant::now();
+    // A host that dies sends no farewell: its wires first, so that no socket's end gets out.
+    if let Some(network) = &stage.network {
+        network.set_wires(stage.side(), false)?;
+    }
+    stage.kill_primary_host(pid(&before, "/guard_pid"));
     println!(
         "  the primary host is dead; epoch {} was its last acknowledged",
         report.failover.killed_at_epoch
     );
 
-    watch_takeover(stage, killed, report)?;
-    check_guest(stage, &mut console, report)
+    let outcome = watch_takeover(stage, killed, report).and_then(|()| {
+        audit(stage, client.as_ref())?;
+        check_guest(stage, &mut console, report)
+    });
+    let said = client.map_or(Ok(()), |client| finish_client(client, report));
+    outcome.and(said)
+}
+
+/// Starts the client, and measures it for a while before anything is protected.
+fn start_client(stage: &Stage) -> Result<Option<Client>, Failure> {
+    let Some(network) = &stage.network else { return Ok(None) };
+    let server = network::guest_server();
+    let client = Client::start(network.world(), server, CLIENT_PACE, Duration::from_secs(20))?;
+    client.set_phase(Phase::Unprotected);
+    let until = Instant::now() + UNPROTECTED;
+    while Instant::now() < until {
+        check_interrupted()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    client.set_phase(Phase::Other);
+    let latency = client.latency(Phase::Unprotected);
+    println!(
+        "  a client keeps one connection to {server} and asks {} times a second; answers take {:.1} ms, p99 {:.1} ms",
+        1_000 / CLIENT_PACE.as_millis(),
+        latency.p50,
+        latency.p99
+    );
+    Ok(Some(client))
+}
+
+fn set_phase(client: &Option<Client>, phase: Phase) {
+    if let Some(client) = client {
+        client.set_phase(phase);
+    }
+}
+
+/// Asks the resumed guest whether it knows all that it had answered.
+fn audit(stage: &Stage, client: Option<&Client>) -> Result<(), Failure> {
+    match (client, &stage.network) {
+        (Some(client), Some(network)) => client.audit(network.world(), Duration::from_secs(20)),
+        _ => Ok(()),
+    }
+}
+
+/// Ends the client, and tells what it saw.
+fn finish_client(client: Client, report: &mut RunReport) -> Result<(), Failure> {
+    let (said, complaints) = client.finish(Duration::from_secs(20));
+    report.client = Some(said);
+    println!(
+        "  the client's connection {}: {} requests, {} answers taken back, {} duplicates, longest silence {:.0} ms, \
+         {:.1} ms more for an answer while protected (p99 {:.1} ms)",
+        if said.survived == said.connections { "went on" } else { "did not go on" },
+        said.requests,
+        said.answers_taken_back,
+        said.duplicates,
+        said.longest_silence_ms,
+        said.added_latency_ms.p50,
+        said.added_latency_ms.p99
+    );
+    match complaints.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::failed(format!("client: {}", complaints.join("; ")))),
+    }
 }
 
 /// Lets protection run, and gives the last status before the kill.

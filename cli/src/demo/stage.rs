@@ -4,8 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+
 use super::check_interrupted;
 use super::instance::{Instance, kill, pid, state};
+use super::netns::NetNs;
+use super::network::{Network, Side};
 use super::qemu::{Console, Machine};
 use crate::exit::Failure;
 
@@ -27,18 +32,34 @@ pub struct Stage {
     pub backup: Option<Instance>,
     /// `romulus protect`.
     pub protect: Option<Instance>,
+    /// The hosts' network and the world, if the guest has a card.
+    pub network: Option<Network>,
+    /// What the guest sends leaves at once, whatever happens to its epoch.
+    pub ungated: bool,
+    /// The host that the guest runs on.
+    side: Side,
+    /// A guest that a backup had taken over: QEMU and its QMP socket.
+    adopted: Option<(Pid, PathBuf)>,
+    /// How often the hosts have changed roles.
+    round: u64,
     program: PathBuf,
     dir: Option<tempfile::TempDir>,
     ram: PathBuf,
 }
 
 impl Stage {
-    /// An empty stage. `program` is the `romulus` to run.
+    /// A stage with nothing on it but the network. `program` is the `romulus` to run.
     pub fn new(machine: Machine, program: &Path) -> Result<Self, Failure> {
         let failed = |e: std::io::Error| Failure::failed(format!("making a folder for the run: {e}"));
         let dir = tempfile::Builder::new().prefix("romulus-demo-").tempdir().map_err(failed)?;
         let ram = Path::new("/dev/shm").join(dir.path().file_name().unwrap_or_default());
+        let network = machine.networked.then(Network::create).transpose()?;
         Ok(Self {
+            network,
+            ungated: false,
+            side: Side::A,
+            adopted: None,
+            round: 0,
             standby: machine.clone(),
             arbitrated: true,
             backup_options: Vec::new(),
@@ -68,24 +89,43 @@ impl Stage {
 
     /// The console of the guest after it was taken over.
     pub fn backup_console(&self) -> Console {
-        Console::new(&self.dir().join("backup.console"))
+        Console::new(&self.backup_console_path())
+    }
+
+    fn backup_console_path(&self) -> PathBuf {
+        match self.round {
+            0 => self.dir().join("backup.console"),
+            round => self.dir().join(format!("backup-{round}.console")),
+        }
+    }
+
+    /// The host that the guest runs on.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// A host's network, if there is one.
+    fn host(&self, side: Side) -> Option<&NetNs> {
+        self.network.as_ref().map(|network| network.host(side))
+    }
+
+    /// Where a backup can listen.
+    pub fn listen_address(&self) -> &'static str {
+        if self.network.is_some() { self.side.other().replication() } else { "127.0.0.1:0" }
     }
 
     /// The guest's QMP socket on the primary host.
     pub fn qmp(&self) -> PathBuf {
-        self.dir().join("primary.qmp")
+        self.adopted.as_ref().map_or_else(|| self.dir().join("primary.qmp"), |(_, qmp)| qmp.clone())
     }
 
     /// Starts the guest and waits until its workload reports.
     pub fn start_guest(&mut self) -> Result<Console, Failure> {
         let console_path = self.dir().join("primary.console");
         let log = self.dir().join("primary-qemu.log");
-        let child = self.guest.insert(self.machine.start(
-            &self.ram,
-            &console_path,
-            &self.dir().join("primary.qmp"),
-            &log,
-        )?);
+        let host = self.host(self.side);
+        let child = self.machine.start(&self.ram, &console_path, &self.qmp(), &log, host)?;
+        let child = self.guest.insert(child);
         let mut console = Console::new(&console_path);
         let limit = Duration::from_secs(60 + self.machine.memory_mib / 16);
         let started = Instant::now();
@@ -95,6 +135,9 @@ impl Stage {
             if let Ok(Some(exit)) = child.try_wait() {
                 let log = std::fs::read_to_string(&log).unwrap_or_default();
                 return Err(Failure::failed(format!("QEMU ended ({exit}): {log}")));
+            }
+            if let Some(complaint) = console.complaints.first() {
+                return Err(Failure::failed(format!("the guest says: {complaint}")));
             }
             if started.elapsed() > limit {
                 return Err(Failure::failed(format!("the guest did not boot within {limit:?}")));
@@ -107,7 +150,7 @@ impl Stage {
     /// Starts `romulus backup` (at `listen`) and waits until it listens; gives its address.
     pub fn start_backup(&mut self, listen: &str) -> Result<String, Failure> {
         let standby = self.dir().join("standby.args");
-        let arguments = self.standby.arguments("{image}", &self.dir().join("backup.console"));
+        let arguments = self.standby.arguments("{image}", &self.backup_console_path());
         let text = format!("qemu-system-x86_64\n{}\n", arguments.join("\n"));
         std::fs::write(&standby, text)
             .map_err(|e| Failure::failed(format!("writing {}: {e}", standby.display())))?;
@@ -119,13 +162,15 @@ impl Stage {
             "--run-dir".to_owned(),
             self.dir().to_string_lossy().into_owned(),
             "--host".to_owned(),
-            "backup".to_owned(),
+            self.side.other().name().to_owned(),
             "--arbiter".to_owned(),
             self.arbiter(),
         ];
         arguments.extend(self.backup_options.iter().cloned());
         let dir = self.dir().to_owned();
-        let backup = self.backup.insert(Instance::start(&self.program, "backup", &dir, &arguments)?);
+        let host = self.host(self.side.other());
+        let backup = Instance::start(&self.program, "backup", &dir, &arguments, host)?;
+        let backup = self.backup.insert(backup);
         backup.wait_for("listening backup", Duration::from_secs(10), |status| {
             Some(status.pointer("/listen")?.as_str()?.to_owned())
         })
@@ -141,15 +186,19 @@ impl Stage {
             "--name".to_owned(),
             "demo".to_owned(),
             "--host".to_owned(),
-            "primary".to_owned(),
+            self.side.name().to_owned(),
             "--interval-ms".to_owned(),
             interval_ms.to_string(),
             "--arbiter".to_owned(),
             self.arbiter(),
         ];
+        if self.network.is_some() && self.ungated {
+            arguments.extend(["--gate".to_owned(), "all=none".to_owned()]);
+        }
         arguments.extend(self.protect_options.iter().cloned());
         let dir = self.dir().to_owned();
-        self.protect = Some(Instance::start(&self.program, "protect", &dir, &arguments)?);
+        let protect = Instance::start(&self.program, "protect", &dir, &arguments, self.host(self.side))?;
+        self.protect = Some(protect);
         Ok(())
     }
 
@@ -169,10 +218,10 @@ impl Stage {
 
     /// Kills at once what a dying host takes with it: the guard, Romulus and QEMU. Gives the time
     /// of the kill.
-    pub fn kill_primary_host(&mut self, guard: Option<rustix::process::Pid>) -> Instant {
+    pub fn kill_primary_host(&mut self, guard: Option<Pid>) -> Instant {
         let killed = Instant::now();
         if let Some(guard) = guard {
-            let _ = rustix::process::kill_process(guard, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(guard, Signal::KILL);
         }
         let mut children: Vec<Child> = Vec::new();
         children.extend(self.protect.take().map(|instance| instance.child));
@@ -183,17 +232,51 @@ impl Stage {
         for child in &mut children {
             let _ = child.wait();
         }
+        if let Some((guest, _)) = self.adopted.take() {
+            end(guest);
+        }
         killed
     }
+
+    /// The host that has died is alive again, empty, and becomes the backup of the one that took
+    /// over; the guest's process there is the one to protect.
+    pub fn change_roles(&mut self) -> Result<(), Failure> {
+        let mut backup = self.backup.take().ok_or_else(|| Failure::failed("there is no backup".into()))?;
+        let status = backup.status().unwrap_or_default();
+        let qmp = status.pointer("/standby_qmp").and_then(|qmp| qmp.as_str()).map(PathBuf::from);
+        let (Some(guest), Some(qmp)) = (pid(&status, "/standby_pid"), qmp) else {
+            self.backup = Some(backup);
+            return Err(Failure::failed(format!("the backup has no guest: {status}")));
+        };
+        kill(&mut backup.child);
+        self.adopted = Some((guest, qmp));
+        if let Some(network) = &self.network {
+            network.boot(self.side)?;
+        }
+        self.side = self.side.other();
+        self.round += 1;
+        Ok(())
+    }
+}
+
+/// Kills a process that is no child of ours, and waits until the kernel has taken it apart.
+fn end(process: Pid) {
+    let Ok(descriptor) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else { return };
+    let _ = rustix::process::pidfd_send_signal(&descriptor, Signal::KILL);
+    let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+    let _ = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 10, tv_nsec: 0 }));
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_folder();
+        }
         // An activated standby outlives its backup, so it is ended by its own process id.
         let standby = self.backup.as_ref().and_then(|backup| pid(&backup.status()?, "/standby_pid"));
         if let Some(mut protect) = self.protect.take() {
             if let Some(guard) = protect.status().and_then(|status| pid(&status, "/guard_pid")) {
-                let _ = rustix::process::kill_process(guard, rustix::process::Signal::KILL);
+                let _ = rustix::process::kill_process(guard, Signal::KILL);
             }
             kill(&mut protect.child);
         }
@@ -201,10 +284,13 @@ impl Drop for Stage {
             kill(&mut backup.child);
         }
         if let Some(standby) = standby {
-            let _ = rustix::process::kill_process(standby, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(standby, Signal::KILL);
         }
         if let Some(mut guest) = self.guest.take() {
             kill(&mut guest);
+        }
+        if let Some((guest, _)) = self.adopted.take() {
+            end(guest);
         }
         let _ = std::fs::remove_file(&self.ram);
     }

@@ -21,6 +21,11 @@ pub const COMMON_KEYS: &[&str] = &[
     "control",
     "heartbeat_ms",
     "suspect_after_ms",
+    "fabric",
+    "device",
+    "device_port",
+    "gid_index",
+    "mtu_bytes",
     "streams",
     "pin",
     "spin_us",
@@ -58,7 +63,33 @@ pub struct CommonOptions {
     #[arg(long, value_name = "MS")]
     pub suspect_after_ms: Option<u64>,
 
-    /// Data streams of the TCP fabric; more use more cores [default: 2]
+    /// What moves the bytes: `tcp` (any network) or `rdma` (RoCE, soft-RoCE or InfiniBand; the
+    /// address given with --backup or --listen is then where the hosts shake hands, and where their
+    /// life signs go). Both hosts must say the same [default: tcp]
+    #[arg(long, value_name = "FABRIC")]
+    pub fabric: Option<String>,
+
+    /// RDMA device, as `romulus devices` lists them [default: the one that has the address of the
+    /// handshake, else the first with an active port]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+
+    /// Port of the RDMA device, from 1 [default: the first active one]
+    #[arg(long, value_name = "N")]
+    pub device_port: Option<u8>,
+
+    /// Index of the RDMA port's GID, as `romulus devices` lists them [default: RoCE v2 with the
+    /// address of the handshake]
+    #[arg(long, value_name = "INDEX")]
+    pub gid_index: Option<u8>,
+
+    /// Largest payload of an RDMA packet in bytes: 256, 512, 1024, 2048 or 4096, at most the
+    /// port's; the smaller of both hosts counts [default: the port's]
+    #[arg(long, value_name = "BYTES")]
+    pub mtu_bytes: Option<u32>,
+
+    /// Data streams, 1 to 16: connections of the tcp fabric, of which more use more cores, or queue
+    /// pairs of the rdma fabric. The primary's wish counts [default: 2]
     #[arg(long, value_name = "N")]
     pub streams: Option<usize>,
 
@@ -68,7 +99,7 @@ pub struct CommonOptions {
     pub pin: Option<String>,
 
     /// Spin for so many microseconds before a wait blocks. Lowers latency where a core is to
-    /// spare, starves the others where none is [default: 0]
+    /// spare, starves the others where none is [default: 0; RDMA completions of a real device: 20]
     #[arg(long, value_name = "US")]
     pub spin_us: Option<u64>,
 
@@ -83,7 +114,22 @@ impl CommonOptions {
         fill_unset!(
             self,
             file,
-            [arbiter, host, control, heartbeat_ms, suspect_after_ms, streams, pin, spin_us, record]
+            [
+                arbiter,
+                host,
+                control,
+                heartbeat_ms,
+                suspect_after_ms,
+                fabric,
+                device,
+                device_port,
+                gid_index,
+                mtu_bytes,
+                streams,
+                pin,
+                spin_us,
+                record
+            ]
         );
         self
     }
@@ -126,8 +172,8 @@ impl CommonOptions {
     /// Data streams.
     pub fn streams(&self) -> Result<usize, Failure> {
         match self.streams.unwrap_or(2) {
-            n @ 1..=64 => Ok(n),
-            n => Err(Failure::usage(format!("--streams {n}: 1 to 64 are possible"))),
+            n @ 1..=16 => Ok(n),
+            n => Err(Failure::usage(format!("--streams {n}: 1 to 16 are possible"))),
         }
     }
 

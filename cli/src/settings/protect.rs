@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use romulus_qemu::gates::GateChoices;
+
 use crate::exit::Failure;
 use crate::settings::common::{CommonOptions, bounded};
 use crate::settings::fill_unset;
@@ -72,10 +74,18 @@ pub struct ProtectOptions {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_unreplicated_disk: Option<bool>,
 
-    /// Protect a guest with a network card although its output is not held: after a takeover
-    /// clients can have seen answers that the guest no longer knows of
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    pub allow_ungated_network: Option<bool>,
+    /// What becomes of a network card's output: `NIC=commit` holds it until its epoch is committed,
+    /// `NIC=none` lets it leave at once. NIC is the id of a card or of its -netdev, or `all`; may be
+    /// repeated, the later one wins. DANGER of `none`: after a takeover clients have seen answers
+    /// that the guest no longer knows of; only for networks whose traffic may be taken back, as for
+    /// management. [default: all=commit]
+    #[arg(long, value_name = "NIC=GATE")]
+    pub gate: Option<Vec<String>>,
+
+    /// Memory for the held output of each network card in MiB, used as it is needed. The epoch ends
+    /// early when half of it is in use [default: 256]
+    #[arg(long, value_name = "MIB")]
+    pub gate_mib: Option<u64>,
 
     /// Run without the guard process: a guest that is paused when Romulus is killed stays paused
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
@@ -112,7 +122,8 @@ impl ProtectOptions {
                 scan_threads,
                 state_kib,
                 allow_unreplicated_disk,
-                allow_ungated_network,
+                gate,
+                gate_mib,
                 no_guard,
                 solo
             ]
@@ -155,6 +166,17 @@ impl ProtectOptions {
     /// Largest state in bytes.
     pub fn state_bytes(&self) -> Result<u64, Failure> {
         Ok(bounded("--state-kib", self.state_kib.unwrap_or(4096), 64, 1 << 20)? << 10)
+    }
+
+    /// Which cards' output is held.
+    pub fn gates(&self) -> Result<GateChoices, Failure> {
+        let choices = self.gate.iter().flatten().map(String::as_str);
+        GateChoices::parse(choices).map_err(|e| Failure::usage(format!("--gate {e}")))
+    }
+
+    /// Memory of each card's gate in bytes.
+    pub fn gate_bytes(&self) -> Result<u64, Failure> {
+        Ok(bounded("--gate-mib", self.gate_mib.unwrap_or(256), 1, 1 << 20)? << 20)
     }
 
     /// `staged` or `direct`.

@@ -69,6 +69,11 @@ pub trait GuestHandle {
 pub trait GateHandle {
     /// Lets all output of the guest go, what was held included. May be repeated.
     fn open(&mut self, grant: &SoloGrant) -> Result<(), String>;
+    /// The guest is dead or destroyed and sends nothing any more: takes away what its gate had set up.
+    /// May be repeated.
+    fn clear(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// The gate of a guest whose output is not held.

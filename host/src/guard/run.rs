@@ -162,6 +162,17 @@ impl Hands<'_> {
         self.gate.as_deref_mut().map_or(Ok(()), |gate| gate.open(grant))
     }
 
+    /// The guest is gone: what its gate had set up goes too.
+    fn clear_gate(&mut self) {
+        let cleared = match self.gate.as_deref_mut() {
+            Some(gate) => gate.clear(),
+            None => self.parts.gate(self.spec).and_then(|mut gate| gate.clear()),
+        };
+        if let Err(why) = cleared {
+            tracing::warn!("guest {}: the output gate is left in place: {why}", self.spec.guest);
+        }
+    }
+
     /// A handle that failed is made anew the next time.
     fn or_forget<T>(&mut self, result: Result<T, String>) -> Result<T, String> {
         if result.is_err() {
@@ -185,6 +196,13 @@ fn act(mut guard: Guard, hands: &mut Hands<'_>, words: LastWords) -> Outcome {
                     && let Err(why) = hands.guest().and_then(|guest| guest.tidy())
                 {
                     tracing::warn!("guest {guest}: settings of its protection are left in place: {why}");
+                }
+                let gone = matches!(
+                    outcome,
+                    Outcome::GuestDead | Outcome::HandedBack | Outcome::Destroyed(_) | Outcome::Ended
+                );
+                if gone {
+                    hands.clear_gate();
                 }
                 return outcome.clone();
             }

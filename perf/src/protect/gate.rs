@@ -81,7 +81,7 @@ impl OutputGate for WitnessedGate {
         Ok(())
     }
 
-    fn release(&self, token: ReleaseToken) {
+    fn release(&self, token: &ReleaseToken) {
         let mut books = self.books();
         if token.opens_gate() {
             books.opened = true;

@@ -15,4 +15,6 @@ pub mod refusal;
 pub use blocks::RamBlock;
 pub use inventory::{Backend, BackendKind, Disk, Inventory};
 pub use network::NetworkClient;
+#[cfg(test)]
+pub(crate) use network::parse as parse_network;
 pub use qom::{Device, Object};

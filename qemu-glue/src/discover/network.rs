@@ -1,7 +1,7 @@
 //! QEMU's network clients, which it only gives as text.
 
 /// A network card or a back end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkClient {
     /// Its name.
     pub name: String,
@@ -9,10 +9,21 @@ pub struct NetworkClient {
     pub kind: String,
     /// Whether it is connected to a peer.
     pub has_peer: bool,
+    /// What it is connected to, by name; of several queues the first.
+    pub peer: Option<String>,
+    /// The other fields: `ifname=tap0`, `macaddr=52:54:00:12:34:56`, `fd=23`, ...
+    pub fields: Vec<String>,
+}
+
+impl NetworkClient {
+    /// The value of a field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+    }
 }
 
 /// Parses `info network`: `name: index=0,type=nic,...`, a peer on the next line behind ` \ `.
-pub(super) fn parse(text: &str) -> Vec<NetworkClient> {
+pub(crate) fn parse(text: &str) -> Vec<NetworkClient> {
     let mut clients: Vec<NetworkClient> = Vec::new();
     for line in text.lines() {
         let trimmed = line.trim_start();
@@ -20,10 +31,14 @@ pub(super) fn parse(text: &str) -> Vec<NetworkClient> {
         let trimmed = trimmed.trim_start_matches(['\\', ' ']);
         let Some((name, rest)) = trimmed.split_once(": ") else { continue };
         let Some(kind) = rest.split(',').find_map(|field| field.strip_prefix("type=")) else { continue };
+        let mut peer = None;
         if let (true, Some(last)) = (is_peer, clients.last_mut()) {
             last.has_peer = true;
+            last.peer.get_or_insert_with(|| name.to_owned());
+            peer = Some(last.name.clone());
         }
-        clients.push(NetworkClient { name: name.into(), kind: kind.into(), has_peer: is_peer });
+        let fields = rest.split(',').map(str::to_owned).collect();
+        clients.push(NetworkClient { name: name.into(), kind: kind.into(), has_peer: is_peer, peer, fields });
     }
     clients
 }
@@ -40,6 +55,9 @@ mod tests {
         assert_eq!(clients.len(), 3);
         assert!(clients[0].has_peer && clients[0].kind == "nic");
         assert_eq!((clients[1].name.as_str(), clients[1].kind.as_str()), ("n0", "tap"));
+        assert_eq!(clients[0].peer.as_deref(), Some("n0"));
+        assert_eq!(clients[0].field("macaddr"), Some("52:54:00:12:34:56"));
+        assert_eq!((clients[1].field("ifname"), clients[1].field("fd")), (Some("tap0"), None));
         assert!(!clients[2].has_peer);
     }
 }

@@ -8,7 +8,8 @@ use crate::error::QemuError;
 pub struct Allowances {
     /// A writable disk, whose content would be ahead of memory after a takeover.
     pub unreplicated_disk: bool,
-    /// Network cards: a gate holds their output, or the operator wants it free.
+    /// Network cards: the caller gates their output, or the operator wants it free. Set by
+    /// [`GuestOptions::gates`](crate::GuestOptions::gates).
     pub network: bool,
 }
 
@@ -107,8 +108,8 @@ fn check_network(inventory: &Inventory, allowed: Allowances, reasons: &mut Vec<S
         }
         if client.kind == "nic" && client.has_peer && !allowed.network {
             reasons.push(format!(
-                "network card {} sends output that no gate holds: take it out of the guest, or allow its output \
-                 to leave unheld (--allow-ungated-network)",
+                "network card {} sends output that no gate holds: take it out of the guest, give it a gate, or let \
+                 its output leave unheld (--gate NIC=none)",
                 client.name
             ));
         }
@@ -209,7 +210,12 @@ mod tests {
     #[test]
     fn disks_and_cards_need_a_word_of_the_operator() {
         let disk = Disk { name: "virtio0".into(), device: "/machine/peripheral/d".into(), read_only: false };
-        let card = NetworkClient { name: "net0".into(), kind: "nic".into(), has_peer: true };
+        let card = NetworkClient {
+            name: "net0".into(),
+            kind: "nic".into(),
+            has_peer: true,
+            ..NetworkClient::default()
+        };
         assert!(
             refused(|inventory| inventory.disks.push(disk.clone())).contains("--allow-unreplicated-disk")
         );
@@ -218,7 +224,12 @@ mod tests {
         inventory.disks.push(disk);
         inventory.network.push(card);
         check(&inventory, Allowances { unreplicated_disk: true, network: true }).unwrap();
-        let user = NetworkClient { name: "n".into(), kind: "vhost-user".into(), has_peer: true };
+        let user = NetworkClient {
+            name: "n".into(),
+            kind: "vhost-user".into(),
+            has_peer: true,
+            ..NetworkClient::default()
+        };
         assert!(refused(|inventory| inventory.network.push(user)).contains("vhost-user"));
     }
 

@@ -2,6 +2,8 @@
 
 use romulus_checkpoint::PAGE_BYTES;
 use romulus_checkpoint::Region;
+use romulus_checkpoint::gate::GateError;
+use romulus_host::gate::can_redirect;
 use romulus_host::tracking::DirtyRange;
 
 use super::options::GuestOptions;
@@ -10,6 +12,7 @@ use super::run_state::RunState;
 use super::{PauseDetail, QemuGuest};
 use crate::discover::{Inventory, identity, ram, refusal};
 use crate::error::QemuError;
+use crate::gates::{self, CardGate, GateChoices, cards};
 use crate::process::Process;
 use crate::qmp::{Client, Prepared, QmpError};
 use crate::stream::{ROM_REGION, RomRecord};
@@ -44,7 +47,35 @@ pub(crate) fn process(client: &Client, options: &GuestOptions) -> Result<Process
     }
 }
 
+/// The gates of the guest's cards. Redirection is looked for in this thread's network namespace, so
+/// it has to be QEMU's.
+fn plan_gates(
+    inventory: &Inventory,
+    process: &Process,
+    choices: &GateChoices,
+) -> Result<Vec<CardGate>, QemuError> {
+    let cards = cards(inventory, &process.interfaces(), process.has_open("/dev/vhost-net"));
+    let same_network = process.shares_network();
+    gates::plan(&cards, choices, &|spec| {
+        if same_network {
+            return can_redirect(spec);
+        }
+        Err(GateError(format!(
+            "card {} on {}: QEMU runs in another network namespace; run romulus there (nsenter --net=/proc/{}/ns/net \
+             romulus ...)",
+            spec.nic,
+            spec.tap,
+            process.pid()
+        )))
+    })
+}
+
 impl QemuGuest {
+    /// The gates that its cards are to have.
+    pub fn gates(&self) -> &[CardGate] {
+        &self.gates
+    }
+
     /// Attaches to a running QEMU. Nothing of the guest is changed before
     /// [`start_tracking`](romulus_checkpoint::guest::Guest::start_tracking). Refuses what cannot
     /// be protected, naming what and how to mend it.
@@ -52,7 +83,13 @@ impl QemuGuest {
         let mut client = connect(&options)?;
         let process = process(&client, &options)?;
         let inventory = Inventory::take(&mut client)?;
-        refusal::check(&inventory, options.allowances)?;
+        let mut allowances = options.allowances;
+        allowances.network |= options.gates.is_some();
+        refusal::check(&inventory, allowances)?;
+        let gates = match &options.gates {
+            Some(choices) => plan_gates(&inventory, &process, choices)?,
+            None => Vec::new(),
+        };
         let regions = ram::regions(&inventory)?;
         let mappings = ram::locate(&regions, &process.shared_mappings()?, inventory.address_of_zero)?;
 
@@ -102,6 +139,7 @@ impl QemuGuest {
             client,
             process,
             reported_death: false,
+            gates,
             options,
         })
     }

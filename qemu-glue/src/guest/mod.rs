@@ -20,6 +20,7 @@ use serde_json::json;
 pub use options::{GuestOptions, SaveBy};
 
 use crate::error::QemuError;
+use crate::gates::CardGate;
 use crate::process::Process;
 use crate::qmp::{Client, Prepared, QmpError};
 use crate::stream::RomRecord;
@@ -67,6 +68,7 @@ pub struct QemuGuest {
     client: Client,
     process: Process,
     reported_death: bool,
+    gates: Vec<CardGate>,
     options: GuestOptions,
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use romulus_host::tracking::TrackingOptions;
 
 use crate::discover::refusal::Allowances;
+use crate::gates::GateChoices;
 
 /// Which way of saving state to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,10 @@ pub struct GuestOptions {
     pub pid: Option<i32>,
     /// What would be refused otherwise.
     pub allowances: Allowances,
+    /// Which cards' output is held; the caller installs the gates that
+    /// [`QemuGuest::gates`](super::QemuGuest::gates) then asks for. Default `None`: the caller has no
+    /// gates, and a guest with a connected card is refused.
+    pub gates: Option<GateChoices>,
     /// Greatest length of the state of CPU and devices, in bytes. Default 4 MiB.
     pub state_max_bytes: u64,
     /// Default [`SaveBy::Auto`].
@@ -49,6 +54,7 @@ impl GuestOptions {
             name: None,
             pid: None,
             allowances: Allowances::default(),
+            gates: None,
             state_max_bytes: 4 * 1024 * 1024,
             save_by: SaveBy::Auto,
             command_timeout: Duration::from_secs(10),

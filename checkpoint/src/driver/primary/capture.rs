@@ -32,6 +32,8 @@ pub(super) struct Capture {
     paused_by_others: bool,
     gone: Option<PrimaryOutcome>,
     destroyed: bool,
+    /// The backup owns the guest, and it may still run here: its output must not leave.
+    at_large: bool,
     failures: u32,
     /// Begin of the last checkpoint, if the one after it is due an interval later.
     pub(super) last_begin: Option<Time>,
@@ -118,6 +120,7 @@ impl Capture {
             paused_by_others: false,
             gone: None,
             destroyed: false,
+            at_large: false,
             failures: 0,
             last_begin: None,
             ended_early: false,
@@ -173,9 +176,12 @@ impl Capture {
                 (self.shared.pause_flag)(false);
             }
             // The flag stays as it is: a guest that is paused is the guard's to destroy.
-            Err(error) => self.shared.conclude(PrimaryOutcome::Failed(format!(
-                "the backup owns the guest, and it could not be destroyed here: {error}"
-            ))),
+            Err(error) => {
+                self.at_large = true;
+                self.shared.conclude(PrimaryOutcome::Failed(format!(
+                    "the backup owns the guest, and it could not be destroyed here: {error}"
+                )));
+            }
         }
     }
 
@@ -386,6 +392,7 @@ impl Capture {
             self.shared.note(&format!("ending dirty tracking failed: {error}"));
         }
         if matches!(state, PrimaryState::Ended | PrimaryState::Lost)
+            && !self.at_large
             && let Err(error) = self.shared.gate.detach()
         {
             self.shared.note(&format!("taking the output gate away failed: {error}"));

@@ -22,7 +22,7 @@ use crate::ids::{Epoch, Identity, Time};
 use crate::layout::{ArenaShape, GuestLayout};
 use crate::metrics::{Counter, Metrics, Phase, Quantity};
 use crate::primary::{Actions, Primary, PrimaryAction, PrimaryReport, PrimaryState};
-use crate::wire::message::{Message, encode};
+use crate::wire::message::{ByeReason, Message, encode};
 
 /// Room for the actions of a few steps without allocation.
 const ACTIONS: usize = 64;
@@ -189,10 +189,15 @@ impl Shared {
 
     fn perform_one(&self, action: PrimaryAction, bytes: &mut Vec<u8>) {
         match action {
-            PrimaryAction::Send(identity, message) => self.send(&identity, &message, bytes),
+            PrimaryAction::Send(identity, message) => {
+                if matches!(message, Message::Bye { reason: ByeReason::Failover }) {
+                    self.gate.flush();
+                }
+                self.send(&identity, &message, bytes);
+            }
             PrimaryAction::Release(token) => {
                 self.metrics.record_quantity(Quantity::HeldPackets, self.gate.level().packets);
-                self.gate.release(token);
+                self.gate.release(&token);
             }
             PrimaryAction::HoldOutput => {
                 let outcome = self.gate.hold().map_err(|error| error.to_string());

@@ -15,6 +15,7 @@ use super::staging::Staging;
 use super::{connect, control};
 use crate::PAGE_BYTES;
 use crate::arbiter::claim::{Patience, claim_first};
+use crate::arbiter::solo_grant;
 use crate::driver::mapping::anonymous_mapping;
 use crate::driver::threads::{ThreadSetup, spawn};
 use crate::driver::{Clock, StartError, arbitrate};
@@ -42,6 +43,9 @@ impl PrimaryDriver {
         let record =
             claim_first(&*parts.arbiter, parts.guest.name(), &options.machine.host, Patience::default())
                 .map_err(|error| StartError::Ownership(error.to_string()))?;
+        if let Some(grant) = solo_grant(&record, &options.machine.host) {
+            parts.gate.claimed(&grant).map_err(|error| StartError::Options(error.to_string()))?;
+        }
         let clock = Clock::default();
         let guest = parts.guest;
         let layout = guest.layout().clone();

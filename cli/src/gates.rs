@@ -1,0 +1,91 @@
+//! The output gates of a guest's network cards.
+
+use std::sync::Arc;
+
+use romulus_checkpoint::gate::{NoOutput, OutputGate};
+use romulus_host::gate::{GateSet, GateStatus, GuardedRedirect, NicSpec, RedirectGate, RedirectOptions};
+use romulus_host::guard::GateHandle;
+use romulus_qemu::QemuGuest;
+use romulus_qemu::gates::CardGate;
+
+use crate::exit::{Code, Failure};
+
+/// What a guard must know of the gates, as the text in its settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GuardedGates {
+    redirect: Vec<NicSpec>,
+}
+
+/// The gates of all cards.
+#[derive(Clone)]
+pub struct Gates {
+    redirect: Option<Arc<RedirectGate>>,
+    guarded: GuardedGates,
+    free: Vec<GateStatus>,
+}
+
+impl Gates {
+    /// Makes what the guest's cards need. Its packets are not touched yet.
+    pub fn open(guest: &QemuGuest, options: &RedirectOptions) -> Result<Self, Failure> {
+        let mut specs = Vec::new();
+        let mut free = Vec::new();
+        for gate in guest.gates() {
+            match gate {
+                CardGate::Redirect(spec) => specs.push(spec.clone()),
+                CardGate::Buffer(card) => {
+                    return Err(Failure::new(
+                        Code::Refused,
+                        format!("card {}: no gate for {}", card.nic, card.kind),
+                    ));
+                }
+                CardGate::Free(card) => free.push(GateStatus {
+                    nic: card.nic.clone(),
+                    kind: "none".into(),
+                    interface: card.tap.clone().unwrap_or_else(|| card.netdev.clone()),
+                    ..GateStatus::default()
+                }),
+            }
+        }
+        let failed = |e: romulus_checkpoint::gate::GateError| Failure::new(Code::Refused, e.to_string());
+        let redirect = match specs.is_empty() {
+            true => None,
+            false => Some(Arc::new(RedirectGate::new(&specs, options).map_err(failed)?)),
+        };
+        Ok(Self { redirect, guarded: GuardedGates { redirect: specs }, free })
+    }
+
+    /// As the driver needs them.
+    pub fn gate(&self) -> Arc<dyn OutputGate> {
+        let mut gates: Vec<Arc<dyn OutputGate>> = Vec::new();
+        if let Some(gate) = &self.redirect {
+            gates.push(gate.clone());
+        }
+        match gates.len() {
+            0 => Arc::new(NoOutput),
+            1 => gates.remove(0),
+            _ => Arc::new(GateSet::new(gates)),
+        }
+    }
+
+    /// How each card's gate stands.
+    pub fn status(&self) -> Vec<GateStatus> {
+        let mut all = self.redirect.as_ref().map_or_else(Vec::new, |gate| gate.status());
+        all.extend(self.free.iter().cloned());
+        all
+    }
+
+    /// What the guard has to know.
+    pub fn for_guard(&self) -> Option<String> {
+        if self.guarded == GuardedGates::default() {
+            return None;
+        }
+        serde_json::to_string(&self.guarded).ok()
+    }
+}
+
+/// The guard's hold of the gates, from the text of [`Gates::for_guard`].
+pub fn guarded(text: &str) -> Result<Box<dyn GateHandle>, String> {
+    let gates: GuardedGates = serde_json::from_str(text).map_err(|e| format!("the gate's settings: {e}"))?;
+    Ok(Box::new(GuardedRedirect::new(gates.redirect)))
+}
