@@ -39,6 +39,20 @@ use crate::fabric::{Channel, Fabric, Listener};
 /// Called at the start of each thread of a fabric, in that thread, with its name.
 pub type ThreadHook = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// How the kernel decides when to send what is in a socket's buffer (`TCP_CONGESTION`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// `cubic` where the kernel offers it, else the system's choice. An epoch is a burst that is to
+    /// leave at once; an algorithm that paces what it sends, as `bbr` does, spreads it out by timers
+    /// that cost more CPU time than the copy of the bytes (docs/decisions/steady-load.md).
+    #[default]
+    Bursts,
+    /// What the system is set to: right for a long or lossy path that is tuned by hand.
+    System,
+    /// This one; a connection fails where the kernel does not have it.
+    Named(String),
+}
+
 /// The knobs of the tcp fabric.
 #[derive(Clone)]
 pub struct TcpConfig {
@@ -59,6 +73,8 @@ pub struct TcpConfig {
     /// Kernel buffer of each socket and direction in bytes; default `None`: the kernel adapts it
     /// up to its limits, which is best unless those are too low for the path.
     pub socket_buffer_bytes: Option<usize>,
+    /// How each socket's kernel decides when to send; default [`CongestionControl::Bursts`].
+    pub congestion_control: CongestionControl,
     /// Called at the start of each of the fabric's threads, to pin it to a core; default none.
     pub on_thread_start: Option<ThreadHook>,
 }
@@ -72,6 +88,7 @@ impl Default for TcpConfig {
             preface_timeout: Duration::from_secs(2),
             strangers_max: 64,
             socket_buffer_bytes: None,
+            congestion_control: CongestionControl::Bursts,
             on_thread_start: None,
         }
     }
@@ -86,6 +103,7 @@ impl std::fmt::Debug for TcpConfig {
             .field("preface_timeout", &self.preface_timeout)
             .field("strangers_max", &self.strangers_max)
             .field("socket_buffer_bytes", &self.socket_buffer_bytes)
+            .field("congestion_control", &self.congestion_control)
             .finish_non_exhaustive()
     }
 }
