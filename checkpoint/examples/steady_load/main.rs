@@ -152,8 +152,7 @@ impl PlainSteady {
 
     fn measure(&mut self, options: &Options) {
         let bytes = (options.seconds * GIB) as u64 / 2;
-        let one =
-            |congestion| plain::measure(options.streams, congestion, &self.source, &self.target, bytes);
+        let one = |congestion| plain::measure(options.streams, congestion, &self.source, &self.target, bytes);
         self.system.push(one(None));
         self.alike.push(one(options.congestion_name()));
     }
