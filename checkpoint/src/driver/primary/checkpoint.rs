@@ -7,7 +7,7 @@ use super::jobs::{Job, Kind};
 use super::options::CaptureMode;
 use super::pause::{NotPaused, Paused};
 use super::shared::Shared;
-use super::staging::Piece;
+use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::guest::GuestError;
 use crate::metrics::{Counter, Phase, Quantity};
@@ -19,6 +19,10 @@ const JOB_WAIT: Duration = Duration::from_millis(5);
 /// Longest that a guest stays paused while staging memory or direct sending makes no progress;
 /// then the connection is given up.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// Epochs from this size on are sent from guest memory as far as the fabric takes it at once. For
+/// smaller ones the copy to staging makes the shorter pause.
+const NOW_FROM_PAGES: u64 = 1024;
 
 /// What came of a pause.
 enum Captured {
@@ -166,7 +170,7 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
     job.writes.clear();
     if shared.options.capture == CaptureMode::Direct {
         if let Some(link) = shared.link() {
-            tools.plan.direct(&link.guest, &shared.borders, &shared.shape, &mut job.writes);
+            tools.plan.direct(u64::MAX, &link.guest, &shared.borders, &shared.shape, &mut job.writes);
         }
         let number = shared.jobs.submit(job);
         let begun = Instant::now();
@@ -179,6 +183,9 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
     }
     let mut waited = false;
     while tools.plan.pages_left() > 0 {
+        if placed.pages >= NOW_FROM_PAGES && send_now(shared, tools, &placed) {
+            continue;
+        }
         let piece = shared.staging.take().or_else(|| {
             waited = true;
             wait_for_piece(shared)
@@ -195,6 +202,28 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
         crate::driver::signal::lock(&shared.view).pieced_epochs += 1;
     }
     Captured::Taken(job)
+}
+
+/// Sends the next pages straight from the paused guest's memory if the fabric takes them at once:
+/// then the fabric's own copy is the only one. False when it did not take all that was offered.
+fn send_now(shared: &Shared, tools: &mut Tools, placed: &PlacedEpoch) -> bool {
+    // What was handed to the sender, the epoch before above all, goes first.
+    let link = shared.link().filter(|link| link.carries(&placed.identity) && !link.guest.is_empty());
+    let Some(link) = link.filter(|_| shared.jobs.all_posted()) else { return false };
+    let begin = tools.plan.place();
+    tools.direct.clear();
+    let most = PIECE_BYTES / PAGE_BYTES;
+    tools.plan.direct(most, &link.guest, &shared.borders, &shared.shape, &mut tools.direct);
+    // An error is met again, and dealt with, by the sender.
+    let taken = link.endpoint.write_now(&tools.direct).unwrap_or(0);
+    let pages = tools.direct[..taken].iter().map(|write| write.len_bytes).sum::<u64>() / PAGE_BYTES;
+    shared.metrics.count(Counter::PagesSent, pages);
+    shared.metrics.count(Counter::BytesSent, pages * PAGE_BYTES);
+    if taken < tools.direct.len() {
+        tools.plan.go_on_from(begin, pages, &shared.borders, &shared.shape);
+        return false;
+    }
+    true
 }
 
 /// Full pieces leave at once, while the guest is still paused and the next is copied; the last one

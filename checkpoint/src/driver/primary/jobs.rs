@@ -107,6 +107,8 @@ pub(super) struct Jobs {
     free: Mutex<Vec<Job>>,
     waiting: Mutex<VecDeque<Task>>,
     submitted: AtomicU64,
+    /// Tasks handed over and not yet posted.
+    unposted: AtomicU64,
     finished: AtomicU64,
     closed: AtomicBool,
     /// Something waits, or the end has come.
@@ -132,6 +134,7 @@ impl Jobs {
             free: Mutex::new((0..count).map(job).collect()),
             waiting: Mutex::new(VecDeque::with_capacity(count + pieces)),
             submitted: AtomicU64::new(0),
+            unposted: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             wake_sender: Signal::new(spin),
@@ -155,6 +158,7 @@ impl Jobs {
     pub fn submit(&self, mut job: Job) -> u64 {
         let number = self.submitted.fetch_add(1, Ordering::Relaxed) + 1;
         job.number = number;
+        self.unposted.fetch_add(1, Ordering::AcqRel);
         lock(&self.waiting).push_back(Task::Job(job));
         self.wake_sender.notify();
         number
@@ -162,6 +166,7 @@ impl Jobs {
 
     /// Hands a full piece to the sender, ahead of its epoch's job.
     pub fn submit_piece(&self, piece: Piece) {
+        self.unposted.fetch_add(1, Ordering::AcqRel);
         lock(&self.waiting).push_back(Task::Piece(piece));
         self.wake_sender.notify();
     }
@@ -169,6 +174,16 @@ impl Jobs {
     /// Sender: what is next.
     pub fn next(&self) -> Option<Task> {
         lock(&self.waiting).pop_front()
+    }
+
+    /// Sender: what `next` gave last is posted, or will not be.
+    pub fn posted(&self) {
+        self.unposted.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether all that was handed over is posted.
+    pub fn all_posted(&self) -> bool {
+        self.unposted.load(Ordering::Acquire) == 0
     }
 
     /// Sender: the job's memory is no longer read. Jobs are finished in the order submitted.

@@ -50,6 +50,14 @@ pub(super) struct Plan {
     pages_left: u64,
 }
 
+/// A place in a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    next: usize,
+    pages_done: u64,
+    pages_left: u64,
+}
+
 impl Plan {
     /// Begins with new transfers.
     pub fn begin(&mut self, transfers: &[Transfer]) {
@@ -91,17 +99,37 @@ impl Plan {
         }
     }
 
-    /// Appends the writes of all pages left, straight from guest memory.
+    /// Appends the writes of the next pages straight from guest memory, of at most `most` pages.
     pub fn direct(
         &mut self,
+        most: u64,
         regions: &[RegionId],
         borders: &Borders,
         shape: &ArenaShape,
         writes: &mut Vec<Write>,
     ) {
         let mut joiner = Joiner::new(writes);
-        while let Some(run) = self.next_run(u64::MAX, borders, shape) {
+        let mut left = most;
+        while left > 0
+            && let Some(run) = self.next_run(left, borders, shape)
+        {
+            left -= run.pages;
             joiner.push(regions[run.region], run.from, &run);
+        }
+    }
+
+    /// How far it has been carried out, for [`go_on_from`](Self::go_on_from).
+    pub fn place(&self) -> Place {
+        Place { next: self.next, pages_done: self.pages_done, pages_left: self.pages_left }
+    }
+
+    /// Goes back to `place`, and from there on by `pages` pages.
+    pub fn go_on_from(&mut self, place: Place, mut pages: u64, borders: &Borders, shape: &ArenaShape) {
+        Place { next: self.next, pages_done: self.pages_done, pages_left: self.pages_left } = place;
+        while pages > 0
+            && let Some(run) = self.next_run(pages, borders, shape)
+        {
+            pages -= run.pages;
         }
     }
 
@@ -246,12 +274,33 @@ mod tests {
         let mut plan = Plan::default();
         plan.begin(&[transfer(8, 8, 4), transfer(0, 17, 1), transfer(1, 18, 1)]);
         let mut writes = Vec::new();
-        plan.direct(&[RegionId(3), RegionId(4)], &borders, &shape, &mut writes);
+        plan.direct(u64::MAX, &[RegionId(3), RegionId(4)], &borders, &shape, &mut writes);
         let found: Vec<_> = writes
             .iter()
             .map(|w| (w.region.0, w.local_offset / 4096, w.remote_offset / 4096, w.len_bytes / 4096))
             .collect();
         assert_eq!(found, [(3, 8, 8, 2), (4, 0, 10, 2), (3, 0, 17, 2)]);
         assert_eq!(plan.pages_left(), 0);
+    }
+
+    #[test]
+    fn what_was_not_taken_is_planned_again() {
+        let (borders, shape) = fixture();
+        let mut plan = Plan::default();
+        plan.begin(&[transfer(8, 8, 4), transfer(0, 17, 1), transfer(1, 18, 1)]);
+        let regions = [RegionId(3), RegionId(4)];
+        let mut writes = Vec::new();
+        let begin = plan.place();
+        plan.direct(3, &regions, &borders, &shape, &mut writes);
+        assert_eq!(plan.pages_left(), 3);
+        plan.go_on_from(begin, 1, &borders, &shape);
+        assert_eq!(plan.pages_left(), 5);
+        writes.clear();
+        plan.direct(3, &regions, &borders, &shape, &mut writes);
+        let found: Vec<_> =
+            writes.iter().map(|w| (w.region.0, w.remote_offset / 4096, w.len_bytes / 4096)).collect();
+        assert_eq!(found, [(3, 9, 1), (4, 10, 2)]);
+        plan.go_on_from(begin, 6, &borders, &shape);
+        assert_eq!((plan.pages_left(), plan.place().next), (0, 3));
     }
 }

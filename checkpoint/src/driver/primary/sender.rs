@@ -61,6 +61,7 @@ impl Sender {
                     Task::Piece(piece) => self.take_piece(piece),
                     Task::Job(job) => self.take(job),
                 }
+                self.shared.jobs.posted();
             } else if !self.unmarked.is_empty() && self.shared.staging.is_exhausted() {
                 // `capture` may be waiting for a piece.
                 self.mark_pieces();
