@@ -19,6 +19,7 @@ const MAX_RECORDING_BYTES: u64 = 1 << 30;
 pub fn open(options: &CommonOptions, pinner: &Pinner, role: Role) -> Result<Arc<dyn Fabric>, Failure> {
     let config = TcpConfig {
         streams: options.streams()?,
+        congestion_control: options.congestion_control(),
         on_thread_start: Some(threads::setup(pinner)),
         ..TcpConfig::default()
     };

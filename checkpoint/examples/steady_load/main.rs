@@ -30,7 +30,7 @@ use romulus_checkpoint::driver::backup::{
     BackupDriver, BackupHandle, BackupOptions, BackupParts, InProcessArenas,
 };
 use romulus_checkpoint::driver::primary::{
-    CaptureMode, PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryParts,
+    CaptureMode, PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryParts, PrimaryStatus,
 };
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::metrics::Phase;
@@ -230,10 +230,13 @@ fn round(options: &Options, number: usize) -> [f64; 3] {
         us(Phase::CommitLatency),
         steady.cpu.1,
     );
-    if status.overflows + status.stalled_epochs + status.pieced_epochs > 0 || status.connections > 1 {
+    let PrimaryStatus { overflows, throttled_epochs, stalled_epochs, pieced_epochs, connections, .. } =
+        status;
+    if overflows + throttled_epochs + stalled_epochs + pieced_epochs > 0 || connections > 1 {
         println!(
-            "  {} overflows, {} stalls, {} epochs in pieces, {} connections",
-            status.overflows, status.stalled_epochs, status.pieced_epochs, status.connections
+            "  {overflows} overflows, {throttled_epochs} throttled (p50 {:.0} us), {stalled_epochs} stalls, \
+             {pieced_epochs} epochs in pieces, {connections} connections",
+            us(Phase::Throttle)
         );
     }
     [sync / plain_sync, steady.rate / system.0, steady.rate / alike.0]

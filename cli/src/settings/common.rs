@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use romulus_transport::tcp::CongestionControl;
+
 use crate::exit::Failure;
 use crate::settings::fill_unset;
 
@@ -22,6 +24,7 @@ pub const COMMON_KEYS: &[&str] = &[
     "heartbeat_ms",
     "suspect_after_ms",
     "streams",
+    "congestion",
     "pin",
     "spin_us",
     "record",
@@ -62,6 +65,13 @@ pub struct CommonOptions {
     #[arg(long, value_name = "N")]
     pub streams: Option<usize>,
 
+    /// TCP congestion control of the connection: `bursts` (cubic where the kernel has it: an epoch
+    /// leaves at once, unpaced), `system` (what the kernel is set to), or its name for one. Pacing
+    /// algorithms such as bbr cost CPU time and throughput on a network of one's own
+    /// [default: bursts]
+    #[arg(long, value_name = "NAME")]
+    pub congestion: Option<String>,
+
     /// Cores of the named threads: `off`, `auto`, or a list as in `capture=2,sender=3`
     /// [default: off]
     #[arg(long, value_name = "PLAN")]
@@ -83,7 +93,7 @@ impl CommonOptions {
         fill_unset!(
             self,
             file,
-            [arbiter, host, control, heartbeat_ms, suspect_after_ms, streams, pin, spin_us, record]
+            [arbiter, host, control, heartbeat_ms, suspect_after_ms, streams, congestion, pin, spin_us, record]
         );
         self
     }
@@ -128,6 +138,15 @@ impl CommonOptions {
         match self.streams.unwrap_or(2) {
             n @ 1..=64 => Ok(n),
             n => Err(Failure::usage(format!("--streams {n}: 1 to 64 are possible"))),
+        }
+    }
+
+    /// Congestion control of the connection.
+    pub fn congestion_control(&self) -> CongestionControl {
+        match self.congestion.as_deref() {
+            None | Some("bursts") => CongestionControl::Bursts,
+            Some("system") => CongestionControl::System,
+            Some(name) => CongestionControl::Named(name.to_owned()),
         }
     }
 

@@ -101,6 +101,8 @@ impl Lane {
     /// What is not sent yet is sent from a copy: the memory it comes from may change.
     fn keep(&mut self) {
         self.kept.clear();
+        // Once, for whatever `write_now` may leave: a whole frame.
+        self.kept.reserve_exact(FRAME_BYTES_MIN as usize + self.head.len());
         self.spans.copy_to(&mut self.kept);
         self.spans.clear();
         // SAFETY: the copy lives as long as `self`, and does not change before it is sent: the next

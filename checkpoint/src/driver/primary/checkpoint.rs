@@ -10,6 +10,7 @@ use super::shared::Shared;
 use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::guest::GuestError;
+use crate::ids::Time;
 use crate::metrics::{Counter, Phase, Quantity};
 use crate::primary::{NotTaken, PlacedEpoch};
 use crate::wire::slot;
@@ -132,6 +133,13 @@ fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job:
         shared.call(|primary, now, actions| primary.place(dirty, now, &mut job.transfers, actions))
     });
     tools.dirty.clear();
+    let placed = match placed {
+        Err(NotTaken::Full { until }) => {
+            shared.metrics.count(Counter::Throttled, 1);
+            shared.metrics.run_phase(Phase::Throttle, || place_when_free(shared, &mut job, until))
+        }
+        placed => placed,
+    };
     match placed {
         Ok(placed) => {
             count_epoch(shared, &job, &placed);
@@ -141,6 +149,20 @@ fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job:
             shared.jobs.give_back(job);
             Captured::NotTaken(reason)
         }
+    }
+}
+
+/// Back-pressure: the guest stays paused until acks and homings have made room for its epoch.
+fn place_when_free(shared: &Shared, job: &mut Job, until: Time) -> Result<PlacedEpoch, NotTaken> {
+    loop {
+        // Seen before the machine is asked: an ack that comes after that wakes at once.
+        let seen = shared.wake_capture.seen();
+        shared.perform();
+        match shared.call(|primary, now, actions| primary.place(&[], now, &mut job.transfers, actions)) {
+            Err(NotTaken::Full { .. }) => {}
+            outcome => return outcome,
+        }
+        shared.wake_capture.wait(seen, shared.clock.remaining(Some(until), JOB_WAIT));
     }
 }
 
@@ -181,24 +203,19 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
         }
         return Captured::Sent;
     }
-    let mut waited = false;
     while tools.plan.pages_left() > 0 {
         if placed.pages >= NOW_FROM_PAGES && send_now(shared, tools, &placed) {
             continue;
         }
-        let piece = shared.staging.take().or_else(|| {
-            waited = true;
-            wait_for_piece(shared)
-        });
         // Without one the connection was given up: nothing of this epoch will be sent.
-        let (Some(mut piece), Some(link)) = (piece, shared.link()) else { break };
+        let (Some(mut piece), Some(link)) = (wait_for_piece(shared), shared.link()) else { break };
         piece.identity = placed.identity;
         tools.copies.clear();
         tools.plan.stage(&mut piece, link.staging, &shared.borders, &shared.shape, &mut tools.copies);
         tools.copier.copy(&mut tools.copies, placed.pages);
         send_or_keep(shared, &mut job, piece, tools.plan.pages_left() == 0);
     }
-    if waited {
+    if placed.pages * PAGE_BYTES > shared.staging.count() as u64 * PIECE_BYTES {
         crate::driver::signal::lock(&shared.view).pieced_epochs += 1;
     }
     Captured::Taken(job)

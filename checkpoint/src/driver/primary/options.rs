@@ -95,6 +95,7 @@ impl PrimaryOptions {
                 suspect_after: Duration::from_millis(150),
                 sync_target_pages: 4096,
                 sync_max_rounds: 30,
+                throttle_pause: Duration::from_secs(1),
                 solo_automatic: true,
                 low_water_spares: spares / 2,
                 shared_arbiter: true,
