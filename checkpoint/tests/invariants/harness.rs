@@ -103,7 +103,7 @@ pub fn primary_config() -> PrimaryConfig {
         suspect_after: Duration::from_millis(100),
         sync_target_pages: 3,
         sync_max_rounds: 4,
-        throttle_pause: Duration::ZERO,
+        throttle_pause: Duration::from_millis(20),
         solo_automatic: true,
         low_water_spares: 3,
         shared_arbiter: true,

@@ -24,6 +24,13 @@ fn write_on(world: &mut World, next: &mut u64, most: usize) {
     }
 }
 
+/// A step in which the guest does nothing by itself.
+fn rest(world: &mut World) {
+    let running = std::mem::replace(&mut world.running, false);
+    world.step();
+    world.running |= running && world.throttled.is_none();
+}
+
 fn overflows(world: &World) -> usize {
     world.primary_log.iter().filter(|line| line.contains("Overflow")).count()
 }
@@ -39,19 +46,19 @@ fn run_steady_load(seed: u64, throttle_pause: Duration) -> (u64, usize) {
         write_on(&mut world, &mut next, FEW as usize - 2);
         if world.dirty.len() as u64 > FEW - 2 {
             // As much as an epoch may have: the guest rests until its pause.
-            let running = std::mem::replace(&mut world.running, false);
-            world.step();
-            world.running |= running && world.throttled.is_none();
+            rest(&mut world);
         } else {
             world.step();
         }
         held += u64::from(world.throttled.is_some());
     }
-    assert!(world.primary.acked() >= Epoch(first.0 + 100), "{} after {first}", world.primary.acked());
+    let overflows = overflows(&world);
+    // After an overflow they count anew.
+    let acked = world.primary.acked();
+    assert!(overflows > 0 || acked >= Epoch(first.0 + 100), "{acked} after {first}: {:?}", world.primary_log);
     world.primary_alive = false;
     world.running = false;
     world.cut();
-    let overflows = overflows(&world);
     world.run_until("takeover", |world| world.activated.is_some());
     (held, overflows)
 }
@@ -81,10 +88,10 @@ fn i7_a_guest_is_paused_before_it_outgrows_the_spares_while_acks_are_late() {
             // long that the backup is suspected.
             for step in 0..30 {
                 world.mute = step < 20;
-                if step % 4 == 0 {
+                if step % 2 == 0 {
                     write_on(&mut world, &mut next, PAGES as usize);
                 }
-                world.step();
+                rest(&mut world);
             }
             overflowed |= overflows(&world) > 0;
             assert!(world.connected, "round {round}: {:?}", world.primary_log);
@@ -98,16 +105,17 @@ fn i8_a_guest_is_held_no_longer_than_allowed() {
     let allowed = Duration::from_millis(30);
     let mut world = world(3, allowed);
     world.protect();
-    world.mute = true;
     let (mut next, mut held) = (0, 0);
     let mut longest = 0;
-    for _ in 0..40 {
-        write_on(&mut world, &mut next, PAGES as usize);
-        world.step();
+    for step in 0..60 {
+        world.mute = step >= 20;
+        if step % 2 == 0 {
+            write_on(&mut world, &mut next, PAGES as usize);
+        }
+        rest(&mut world);
         held = if world.throttled.is_some() { held + 1 } else { 0 };
         longest = longest.max(held);
     }
     // A step takes 2 ms.
-    assert!((5..=16).contains(&longest), "held for {longest} steps");
-    assert!(world.running);
+    assert!((10..=16).contains(&longest), "held for {longest} steps: {:?}", world.primary_log);
 }

@@ -93,7 +93,18 @@ impl CommonOptions {
         fill_unset!(
             self,
             file,
-            [arbiter, host, control, heartbeat_ms, suspect_after_ms, streams, congestion, pin, spin_us, record]
+            [
+                arbiter,
+                host,
+                control,
+                heartbeat_ms,
+                suspect_after_ms,
+                streams,
+                congestion,
+                pin,
+                spin_us,
+                record
+            ]
         );
         self
     }
