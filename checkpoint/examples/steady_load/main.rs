@@ -2,7 +2,8 @@
 //! machine, in this very run:
 //! `cargo run --release -p romulus-checkpoint --example steady_load -- [--gib 4] [--streams 2]
 //! [--epoch-mib 50] [--interval-ms 1] [--pattern hot|sequential] [--seconds 5] [--rounds 3]
-//! [--capture staged|direct] [--copy-workers 0] [--congestion NAME|system]`
+//! [--capture staged|direct] [--send-now on|off] [--staging-mib 64] [--copy-workers 0]
+//! [--congestion NAME|system]`
 //!
 //! Each round measures with the same memory: plain sockets into fresh memory beside the initial
 //! synchronization of a guest (whose arena is fresh too), and plain sockets into populated memory,
@@ -69,6 +70,9 @@ fn start(options: &Options, guest: SyntheticGuest, guest_options: &SyntheticOpti
     driver.machine.low_water_spares = 2 * options.epoch_pages();
     driver.staging_bytes = options.staging_mib << 20;
     driver.copy_workers = options.copy_workers;
+    if !options.send_now {
+        driver.send_now_from_pages = u64::MAX;
+    }
     driver.capture = if options.direct { CaptureMode::Direct } else { CaptureMode::Staged };
     let parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
     let primary = PrimaryDriver::spawn(driver, parts).expect("the primary starts");

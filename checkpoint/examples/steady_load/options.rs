@@ -18,6 +18,7 @@ pub struct Options {
     pub direct: bool,
     pub copy_workers: usize,
     pub staging_mib: u64,
+    pub send_now: bool,
     pub congestion: CongestionControl,
 }
 
@@ -34,7 +35,8 @@ impl Options {
             sequential: false,
             direct: false,
             copy_workers: 0,
-            staging_mib: 200,
+            staging_mib: 64,
+            send_now: true,
             congestion: CongestionControl::default(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -53,6 +55,7 @@ impl Options {
                 "--seconds" => options.seconds = value.parse().map_err(|error| bad(&error))?,
                 "--rounds" => options.rounds = value.parse().map_err(|error| bad(&error))?,
                 "--copy-workers" => options.copy_workers = value.parse().map_err(|error| bad(&error))?,
+                "--send-now" => options.send_now = either("on", "off")?,
                 "--staging-mib" => options.staging_mib = value.parse().map_err(|error| bad(&error))?,
                 "--interval-ms" => options.interval_ms = value.parse().map_err(|error| bad(&error))?,
                 "--pattern" => options.sequential = either("sequential", "hot")?,

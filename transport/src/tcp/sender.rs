@@ -23,6 +23,8 @@ const FRAME_BYTES_MAX: u64 = 4 << 20;
 /// Payload of a frame in bytes, at least while there is more: towards the end of a call frames
 /// become smaller, so that the streams finish together.
 const FRAME_BYTES_MIN: u64 = 1 << 20;
+/// Header and descriptors of a frame in bytes, at most.
+const HEAD_BYTES: usize = DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES;
 /// Most registered regions.
 const MAX_REGIONS: usize = 65_536;
 
@@ -83,7 +85,7 @@ impl Rest<'_> {
 
 /// The frame that a stream is sending.
 struct Lane {
-    head: Box<[u8; DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES]>,
+    head: Box<[u8; HEAD_BYTES]>,
     spans: Spans,
     /// What is left of a frame whose memory may change; empty otherwise.
     kept: Vec<u8>,
@@ -92,17 +94,16 @@ struct Lane {
 impl Lane {
     fn new() -> Self {
         Lane {
-            head: Box::new([0; DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES]),
+            head: Box::new([0; HEAD_BYTES]),
             spans: Spans::with_capacity(MAX_DESCRIPTORS + 1),
-            kept: Vec::new(),
+            // Room for whatever `write_now` may leave: a whole frame. Untouched it costs nothing.
+            kept: Vec::with_capacity(FRAME_BYTES_MIN as usize + HEAD_BYTES),
         }
     }
 
     /// What is not sent yet is sent from a copy: the memory it comes from may change.
     fn keep(&mut self) {
         self.kept.clear();
-        // Once, for whatever `write_now` may leave: a whole frame.
-        self.kept.reserve_exact(FRAME_BYTES_MIN as usize + self.head.len());
         self.spans.copy_to(&mut self.kept);
         self.spans.clear();
         // SAFETY: the copy lives as long as `self`, and does not change before it is sent: the next

@@ -21,10 +21,6 @@ const JOB_WAIT: Duration = Duration::from_millis(5);
 /// then the connection is given up.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
-/// Epochs from this size on are sent from guest memory as far as the fabric takes it at once. For
-/// smaller ones the copy to staging makes the shorter pause.
-const NOW_FROM_PAGES: u64 = 1024;
-
 /// What came of a pause.
 enum Captured {
     /// Placed and copied, to be sent.
@@ -204,7 +200,7 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
         return Captured::Sent;
     }
     while tools.plan.pages_left() > 0 {
-        if placed.pages >= NOW_FROM_PAGES && send_now(shared, tools, &placed) {
+        if placed.pages >= shared.options.send_now_from_pages && send_now(shared, tools, &placed) {
             continue;
         }
         // Without one the connection was given up: nothing of this epoch will be sent.
