@@ -128,6 +128,7 @@ struct Plan {
     depth: u64,
     suspect_after: Duration,
     staging_bytes: u64,
+    throttle_pause: Duration,
     state_bytes: u64,
     solo_automatic: bool,
     capture: CaptureMode,
@@ -164,6 +165,7 @@ impl Plan {
             depth: options.depth()?,
             suspect_after: options.common.suspect_after(SUSPECT_AFTER_MS)?,
             staging_bytes: options.staging_bytes()?,
+            throttle_pause: options.throttle_pause()?,
             state_bytes: options.state_bytes()?,
             solo_automatic: options.solo_automatic()?,
             capture: if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged },
@@ -213,6 +215,7 @@ fn driver_options(
     machine.depth = plan.depth;
     machine.heartbeat_every = options.common.heartbeat_every();
     machine.suspect_after = plan.suspect_after;
+    machine.throttle_pause = plan.throttle_pause;
     machine.solo_automatic = plan.solo_automatic;
     machine.shared_arbiter = plan.arbiter != ArbiterSpec::None;
     driver.spares = options.spare_pages(guest.layout().pages())?;

@@ -165,8 +165,9 @@ fn table(status: &Value) -> String {
         row(
             "late epochs",
             format!(
-                "{} (stalled {}, in pieces {}, overflowed {})",
+                "{} (throttled {}, stalled {}, in pieces {}, overflowed {})",
                 text("/late_epochs"),
+                text("/throttled_epochs"),
                 text("/stalled_epochs"),
                 text("/pieced_epochs"),
                 text("/overflows")
