@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::priority;
 use romulus_transport::Fabric;
+use romulus_transport::rdma::{RdmaConfig, RdmaFabric};
 use romulus_transport::tcp::{TcpConfig, TcpFabric};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,8 @@ use crate::exit::Failure;
 pub enum Kind {
     /// TCP streams, on any network
     Tcp,
+    /// RDMA queue pairs, on any device with verbs
+    Rdma,
 }
 
 impl Kind {
@@ -26,6 +29,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Tcp => "tcp",
+            Kind::Rdma => "rdma",
         }
     }
 
@@ -33,6 +37,7 @@ impl Kind {
     pub fn limit(self) -> Limit {
         match self {
             Kind::Tcp => Limit::Plain,
+            Kind::Rdma => Limit::Perftest,
         }
     }
 }
@@ -48,9 +53,22 @@ pub struct FabricOptions {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=16))]
     pub streams: u64,
 
-    /// Microseconds that a waiting thread spins before it blocks; good only with cores to spare
-    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
-    pub spin_us: u64,
+    /// Microseconds that a waiting thread spins before it blocks; good only with cores to spare.
+    /// Default: 0, and for the completions of rdma what the fabric finds right for the device
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    pub spin_us: Option<u64>,
+
+    /// rdma: the device, as in rxe0; default: the one that has the address used
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+
+    /// rdma: the device's port, from 1
+    #[arg(long, value_name = "N")]
+    pub device_port: Option<u8>,
+
+    /// rdma: the index of the GID
+    #[arg(long, value_name = "N")]
+    pub gid_index: Option<u8>,
 
     /// Threads and their cores: off, auto, or a list as in capture=2,sender=3
     #[arg(long, value_name = "PLAN", default_value = "off")]
@@ -64,7 +82,7 @@ pub struct FabricOptions {
 impl FabricOptions {
     /// How long waiting threads spin.
     pub fn spin(&self) -> Duration {
-        Duration::from_micros(self.spin_us)
+        Duration::from_micros(self.spin_us.unwrap_or(0))
     }
 
     /// The plan of the option `--pin`.
@@ -72,24 +90,47 @@ impl FabricOptions {
         PinningPlan::parse(&self.pin).map_err(|error| Failure::usage(format!("--pin {}: {error}", self.pin)))
     }
 
-    /// Opens it; its threads are set up by `setup`.
-    pub fn open(&self, setup: &ThreadSetup) -> Result<Arc<dyn Fabric>, Failure> {
+    /// Opens it; its threads are set up by `setup`. With `depth`: so many writes on their way on
+    /// each stream, where the fabric has such a bound.
+    pub fn open(&self, setup: &ThreadSetup, depth: Option<u32>) -> Arc<dyn Fabric> {
+        let streams = self.streams as usize;
+        let silent_after = Duration::from_millis(self.silent_ms);
+        let heartbeat_every = self.heartbeat_every();
+        let on_thread_start = Some(setup.clone());
         match self.fabric {
-            Kind::Tcp => Ok(Arc::new(TcpFabric::new(TcpConfig {
-                streams: self.streams as usize,
-                silent_after: Duration::from_millis(self.silent_ms),
-                heartbeat_every: self.heartbeat_every(),
-                on_thread_start: Some(setup.clone()),
+            Kind::Tcp => Arc::new(TcpFabric::new(TcpConfig {
+                streams,
+                silent_after,
+                heartbeat_every,
+                on_thread_start,
                 ..TcpConfig::default()
-            }))),
+            })),
+            Kind::Rdma => {
+                let default = RdmaConfig::default();
+                Arc::new(RdmaFabric::new(RdmaConfig {
+                    device: self.device.clone(),
+                    port: self.device_port,
+                    gid_index: self.gid_index,
+                    streams,
+                    depth: depth.unwrap_or(default.depth),
+                    spin: self.spin_us.map(Duration::from_micros),
+                    silent_after,
+                    heartbeat_every,
+                    on_thread_start,
+                    ..default
+                }))
+            }
         }
     }
 
     /// What the programs of perftest are to be told of the device.
     pub fn perftest_arguments(&self) -> Vec<String> {
-        match self.fabric {
-            Kind::Tcp => Vec::new(),
-        }
+        let device = self.device.iter().flat_map(|device| ["-d".to_owned(), device.clone()]);
+        let number = |name: &'static str, value: Option<u8>| {
+            value.into_iter().flat_map(|value| [name.to_owned(), value.to_string()]).collect::<Vec<_>>()
+        };
+        let port = number("-i", self.device_port);
+        device.chain(port).chain(number("-x", self.gid_index)).collect()
     }
 
     /// A fiftieth of the patience, as often as 20 ms at the least.

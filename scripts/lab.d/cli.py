@@ -46,7 +46,7 @@ environment of the command
 
 exit status
   That of the first host whose command failed; 0 if none did. A host killed by kill-host has not
-  failed, unless it is the only one (137). 124: time is over. 125: a host died by itself or did not
+  failed, unless no other is left (137). 124: time is over. 125: a host died by itself or did not
   come up, or the lab cannot be made; the message says why. 2: wrong usage.
 """
 
@@ -124,6 +124,8 @@ def shares(folders):
     for folder in [os.getcwd(), *map(os.path.realpath, folders)]:
         if not os.path.isdir(folder):
             raise LabError(f"--share {folder}: no such folder")
+        if folder == "/":
+            raise LabError("hosts may write to the current folder, which is '/': go into the project's, or into an empty one")
         if folder not in result:
             result.append(folder)
     return result
@@ -170,4 +172,7 @@ def main():
         return dispatch(arguments)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
+        return lab.LAB_FAILED
+    except OSError as error:
+        print(f"error: the lab failed: {error}", file=sys.stderr)
         return lab.LAB_FAILED

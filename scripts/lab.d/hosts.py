@@ -139,10 +139,17 @@ def allow_mappings():
     """Every stretch of a process's memory in user-mode Linux is a mapping of its own out here, down
     to one a page. At this machine's limit its kernel would kill the process, so the limit is raised
     where it is lower than what distributions have come to set it to."""
-    with open(MAPPINGS, "r+", encoding="ascii") as file:
-        if int(file.read()) < MAPPINGS_WANTED:
-            file.seek(0)
+    with open(MAPPINGS, encoding="ascii") as file:
+        if int(file.read()) >= MAPPINGS_WANTED:
+            return
+    try:
+        with open(MAPPINGS, "w", encoding="ascii") as file:
             file.write(str(MAPPINGS_WANTED))
+    except OSError as error:
+        raise LabError(
+            f"user-mode Linux needs vm.max_map_count of {MAPPINGS_WANTED} or more, and it cannot be set here "
+            f"({error.strerror}); run: sysctl vm.max_map_count={MAPPINGS_WANTED}"
+        ) from error
 
 
 def uml(host, theirs):

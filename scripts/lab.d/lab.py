@@ -144,7 +144,7 @@ class Lab:
         return ready
 
     def gone(self, host):
-        """The instance has ended, or is about to."""
+        """Nobody in the host can report any more: the instance has ended, or is about to."""
         host.process.wait()
         host.ended_by_itself = not host.killed and not self.over
         host.ended = True
@@ -165,8 +165,8 @@ class Lab:
             host.kill()
         if self.shell:
             self.shell.detach(self.selector)
-        while len(self.selector.get_map()) > 1:
-            self.step(5)  # the rest of their output; the control socket stays
+        while len(self.selector.get_map()) > 1 and self.step(5):
+            pass  # the rest of their output; the control socket stays
         return self.verdict(cut_short, timed_out)
 
     def pending(self):
@@ -174,8 +174,11 @@ class Lab:
         return [host for host in self.members if host.status is None and not host.ended]
 
     def step(self, seconds):
-        for key, _ in self.selector.select(seconds):
+        """Does what is to be done; false if there was nothing for so long."""
+        ready = self.selector.select(seconds)
+        for key, _ in ready:
             key.data()
+        return bool(ready)
 
     def hear(self, control):
         """One request by scripts/lab: `kill N`, `describe`."""
@@ -224,7 +227,7 @@ class Lab:
                     self.tell(f"the command on host {host.number} ended with status {host.status}")
                     failures.append(host.status)
             elif host.killed:
-                if self.hosts == 1:
+                if all(other.killed for other in self.members):
                     failures.append(KILLED)
             elif host in cut_short and timed_out:
                 self.tell(f"the command on host {host.number} did not end within {self.timeout_s:g} s (--timeout)")

@@ -197,9 +197,8 @@ impl Client<'_> {
             None | Some(Limit::None) => Ok(0.0),
             Some(Limit::Plain | Limit::Auto) => self.plain(size),
             Some(Limit::Perftest) => {
-                let bytes = (rate * 1e6 * self.command.seconds) as u64;
-                let shape = (size.0, self.command.depth);
-                perftest::bandwidth(&mut self.control, &self.command.fabric, shape, bytes)
+                let (shape, time) = ((size.0, self.command.depth), self.time());
+                perftest::bandwidth(&mut self.control, &self.command.fabric, shape, rate, time)
             }
         }
     }

@@ -21,7 +21,7 @@ use super::common::{CommonOptions, EndRequest, GUEST};
 use super::gate::WitnessedGate;
 use super::halt::{Halt, HaltingFabric, Zombie};
 use super::live;
-use crate::bandwidth::cpu_seconds;
+use crate::bandwidth::{cpu_seconds, touch};
 use crate::exit::{Code, Failure, OrFail};
 use crate::fabrics::{FabricOptions, thread_setup};
 use crate::report;
@@ -237,14 +237,19 @@ pub fn run(command: &PrimaryCommand) -> Result<ExitCode, Failure> {
     let guest = SyntheticGuest::start(command.guest_options()).or_fail("starting the guest")?;
     let control = guest.control();
     let driver = command.driver_options(&guest, shared)?;
+    let staging_bytes = driver.staging_bytes;
     let gate = Arc::new(WitnessedGate::new(control.clone(), command.backup)?);
     let halt = command.stop_in_epoch.map(Halt::in_epoch);
-    let mut fabric = command.fabric.open(&setup)?;
+    let mut fabric = command.fabric.open(&setup, None);
     if let Some(halt) = &halt {
         fabric = Arc::new(HaltingFabric::new(fabric, Arc::clone(halt)));
     }
     let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
     parts.gate = gate.clone();
+    // First touches are dear on some machines (user-mode Linux) and are no part of an epoch.
+    let staging = romulus_host::memory::staging(staging_bytes as usize).or_fail("staging memory")?;
+    touch(&staging);
+    parts.staging = Some(staging);
     parts.threads = Arc::new(move |name: &str| setup(name));
     let handle = PrimaryDriver::spawn(driver, parts).or_fail("protection cannot begin")?;
     let mut watch = Watch::new(command, &handle, control.clone(), plan);

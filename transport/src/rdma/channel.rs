@@ -19,11 +19,11 @@ use super::wire::{
 use crate::arena::Arena;
 use crate::error::{CloseReason, TransportError};
 use crate::fabric::{Channel, Endpoint, Listener};
-use crate::stream::StreamConfig;
 use crate::stream::acceptor::StreamListener;
 use crate::stream::dialog::{Dialog, io_error};
 use crate::stream::heartbeat::Heartbeat;
 use crate::stream::link::Link;
+use crate::stream::{CongestionControl, StreamConfig};
 
 impl RdmaConfig {
     fn streams(&self) -> usize {
@@ -37,6 +37,7 @@ impl RdmaConfig {
             preface_timeout: self.preface_timeout,
             strangers_max: self.strangers_max,
             socket_buffer_bytes: None,
+            congestion_control: CongestionControl::System,
             on_thread_start: self.on_thread_start.clone(),
         }
     }

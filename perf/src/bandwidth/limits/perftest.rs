@@ -1,9 +1,9 @@
 //! `ib_write_bw`, `ib_write_lat` and `ib_send_lat` (Debian package perftest): the limits of the
 //! rdma fabric, run by the harness itself.
 //!
-//! Their own figures are not used: they need the processor's clock rate, which not every machine
-//! tells. Instead each is run twice, with few and with many iterations, and the difference in time
-//! is what the difference in iterations took; starting and connecting cancel out.
+//! Their figures need the processor's clock rate. Where the machine does not tell it they print
+//! zeros; then each is run twice, with few and with many iterations, and the difference in time is
+//! what the difference in iterations took; starting and connecting cancel out.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -145,8 +145,8 @@ impl Program {
         self.port
     }
 
-    /// Waits for its end; an error when it failed or takes longer than `patience`.
-    pub fn finish(mut self, patience: Duration) -> Result<(), Failure> {
+    /// Waits for its end; what it printed. An error when it failed or takes longer than `patience`.
+    pub fn finish(mut self, patience: Duration) -> Result<String, Failure> {
         let deadline = Instant::now() + patience;
         let status = loop {
             if let Some(status) = self.child.try_wait().or_fail(self.name)? {
@@ -157,18 +157,19 @@ impl Program {
             }
             std::thread::sleep(LOOK);
         };
-        if status.success() {
-            return Ok(());
-        }
-        let text = |pipe: &mut dyn std::io::Read| {
+        let read = |pipe: Option<&mut dyn std::io::Read>| {
             let mut text = String::new();
             // What cannot be read is not said.
-            let _ = pipe.read_to_string(&mut text);
-            text.lines().rev().take(6).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("; ")
+            let _ = pipe.map(|pipe| pipe.read_to_string(&mut text));
+            text
         };
-        let said = self.child.stderr.as_mut().map(|pipe| text(pipe)).unwrap_or_default();
-        let printed = self.child.stdout.as_mut().map(|pipe| text(pipe)).unwrap_or_default();
-        Err(Failure::failed(format!("{} failed ({status}): {said} {printed}", self.name)))
+        let printed = read(self.child.stdout.as_mut().map(|pipe| pipe as _));
+        if status.success() {
+            return Ok(printed);
+        }
+        let said = read(self.child.stderr.as_mut().map(|pipe| pipe as _)) + &printed;
+        let last: Vec<_> = said.lines().filter(|line| !line.starts_with("---")).take(8).collect();
+        Err(Failure::failed(format!("{} failed ({status}): {}", self.name, last.join("; "))))
     }
 }
 
@@ -198,60 +199,87 @@ fn names_listener(table: &str, port: u16) -> bool {
     })
 }
 
-/// Runs both ends once; the client's seconds from start to end.
-fn run_once(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<f64, Failure> {
+/// What a run told of one iteration, in seconds: the mean of all writes, or of a round trip. `None`
+/// where the program does not know the clock rate.
+fn printed_seconds(run: &Run, printed: &str) -> Option<f64> {
+    let lines = printed.lines().skip_while(|line| !line.trim_start().starts_with("#bytes"));
+    let figures: Vec<f64> =
+        lines.skip(1).take(1).flat_map(str::split_whitespace).map_while(|word| word.parse().ok()).collect();
+    let seconds = match run.tool {
+        // Size, iterations, peak and mean in MiB/s.
+        Tool::WriteBw => (run.size_bytes * run.queue_pairs) as f64 / (figures.get(3)? * f64::from(1 << 20)),
+        // Size, iterations, and of half a round trip in us: least, most, typical, mean.
+        Tool::WriteLat | Tool::SendLat => 2.0 * figures.get(5)? / 1e6,
+    };
+    (seconds.is_finite() && seconds > 0.0).then_some(seconds)
+}
+
+/// Runs both ends once; what the client printed, and its seconds from start to end.
+fn run_once(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<(String, f64), Failure> {
     let address: SocketAddr = control.order_listening(&Order::Perftest(*run))?;
     let begun = Instant::now();
     let program = Program::start(run, options, address.port(), Some(address.ip()))?;
     let outcome = program.finish(PATIENCE);
     let seconds = begun.elapsed().as_secs_f64();
     match control.order(&Order::Reap) {
-        Ok(Answer::Done) => outcome.map(|()| seconds),
+        Ok(Answer::Done) => outcome.map(|printed| (printed, seconds)),
         Ok(other) => Err(Failure::failed(format!("the server answered {other:?}"))),
         Err(server) => Err(outcome.err().unwrap_or(server)),
     }
 }
 
-/// Seconds that one iteration takes, from a run of few and one of many iterations. `guess` is about
-/// how many fit into `time`.
-fn seconds_per_iteration(
-    control: &mut Control,
-    options: &FabricOptions,
-    run: &Run,
-    guess: u64,
-) -> Result<f64, Failure> {
-    let few = Run { iterations: (guess / 20).max(8), ..*run };
-    let many = Run { iterations: few.iterations + guess.max(32), ..*run };
-    let short = run_once(control, options, &few)?;
-    let long = run_once(control, options, &many)?;
-    let iterations = (many.iterations - few.iterations) as f64;
-    if long <= short {
+/// Seconds that one iteration of `run` takes.
+fn seconds_of_iteration(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<f64, Failure> {
+    let (printed, long) = run_once(control, options, run)?;
+    if let Some(seconds) = printed_seconds(run, &printed) {
+        return Ok(seconds);
+    }
+    let few = Run { iterations: (run.iterations / 20).max(8), ..*run };
+    let (_, short) = run_once(control, options, &few)?;
+    if long <= short || run.iterations <= few.iterations {
         return Err(Failure::failed(format!(
             "{} took {short:.3} s for {} iterations and {long:.3} s for {}: measure for longer (--seconds)",
             run.tool.name(),
             few.iterations,
-            many.iterations
+            run.iterations
         )));
     }
-    Ok((long - short) / iterations)
+    Ok((long - short) / (run.iterations - few.iterations) as f64)
 }
 
-/// Bandwidth of one-sided writes in MB/s, measured for about as long as it takes to move `bytes`.
+/// As [`seconds_of_iteration`], with as many iterations as fill at least half of `time`, beginning
+/// with those of `run`.
+fn measure(control: &mut Control, options: &FabricOptions, run: Run, time: Duration) -> Result<f64, Failure> {
+    let mut run = run;
+    let mut tries = 3;
+    loop {
+        run.iterations = run.iterations.clamp(64, 10_000_000);
+        let seconds = seconds_of_iteration(control, options, &run)?;
+        tries -= 1;
+        if tries == 0 || seconds * run.iterations as f64 >= time.as_secs_f64() / 2.0 {
+            return Ok(seconds);
+        }
+        run.iterations = (time.as_secs_f64() / seconds) as u64;
+    }
+}
+
+/// Bandwidth of one-sided writes in MB/s, measured for about `time` if it is about `guess_mb_s`.
 pub fn bandwidth(
     control: &mut Control,
     options: &FabricOptions,
     (size_bytes, depth): (u64, u64),
-    bytes: u64,
+    guess_mb_s: f64,
+    time: Duration,
 ) -> Result<f64, Failure> {
     let queue_pairs = options.streams;
-    let run = Run { tool: Tool::WriteBw, size_bytes, depth, queue_pairs, iterations: 1 };
-    let guess = bytes / run.bytes();
-    let seconds = seconds_per_iteration(control, options, &run, guess)?;
-    Ok(run.bytes() as f64 / seconds / 1e6)
+    let one = Run { tool: Tool::WriteBw, size_bytes, depth, queue_pairs, iterations: 1 };
+    let iterations = (guess_mb_s * 1e6 * time.as_secs_f64()) as u64 / one.bytes();
+    let seconds = measure(control, options, Run { iterations, ..one }, time)?;
+    Ok(one.bytes() as f64 / seconds / 1e6)
 }
 
 /// Microseconds that a write or message of `size_bytes` takes there and back, measured for about
-/// `time` if it takes `guess_us`.
+/// `time` if it takes about `guess_us`.
 pub fn round_trip_us(
     control: &mut Control,
     options: &FabricOptions,
@@ -259,9 +287,9 @@ pub fn round_trip_us(
     guess_us: f64,
     time: Duration,
 ) -> Result<f64, Failure> {
-    let run = Run { tool, size_bytes, depth: 1, queue_pairs: 1, iterations: 1 };
-    let guess = (time.as_secs_f64() * 1e6 / guess_us.max(1.0)) as u64;
-    Ok(1e6 * seconds_per_iteration(control, options, &run, guess)?)
+    let iterations = (time.as_secs_f64() * 1e6 / guess_us.max(1.0)) as u64;
+    let run = Run { tool, size_bytes, depth: 1, queue_pairs: 1, iterations };
+    Ok(1e6 * measure(control, options, run, time)?)
 }
 
 #[cfg(test)]
@@ -278,6 +306,24 @@ mod tests {
         assert_eq!(text(Tool::WriteLat), "-F -s 4096 -n 1000 -p 18515 -d rxe0");
         assert_eq!(text(Tool::SendLat), "-F -s 4096 -n 1000 -p 18515 -e -d rxe0");
         assert_eq!(Run::sample().bytes(), 4096 * 2 * 1000);
+    }
+
+    #[test]
+    fn what_perftest_prints_is_read_and_zeros_are_not() {
+        let writes = Run { tool: Tool::WriteBw, size_bytes: 1 << 20, ..Run::sample() };
+        let text = |figures: &str| {
+            format!(
+                "----\n Mtu : 4096[B]\n #bytes     #iterations    BW peak[MB/sec] ...\n {figures}\n----\n"
+            )
+        };
+        assert_eq!(printed_seconds(&writes, &text("1048576  2000  300.1  200.0  0.0002")), Some(0.01));
+        let trips = Run { tool: Tool::SendLat, size_bytes: 16, ..Run::sample() };
+        let half_us = text("16  500  20.5  900.0  24.0  25.0  3.1  40.0  50.0");
+        assert_eq!(printed_seconds(&trips, &half_us), Some(50e-6));
+        for figures in ["1048576 2000 0.00 0.00 0.0", "1048576 2000 inf inf inf", "1048576 2000", "", "x"] {
+            assert_eq!(printed_seconds(&writes, &text(figures)), None, "{figures}");
+        }
+        assert_eq!(printed_seconds(&writes, "Couldn't connect"), None);
     }
 
     #[test]
