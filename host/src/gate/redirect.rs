@@ -374,7 +374,9 @@ impl Mover {
         let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
         // An error is a signal; then it looks again.
         let _ = rustix::event::poll(&mut polled, timeout.as_ref());
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&shared.wake, &mut count);
+        if !polled[0].revents().is_empty() {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&shared.wake, &mut count);
+        }
     }
 }
