@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use romulus_checkpoint::arbiter::SoloGrant;
-use romulus_checkpoint::gate::{NoOutput, OutputGate};
+use romulus_checkpoint::gate::OutputGate;
 use romulus_host::gate::{GateSet, GateStatus, GuardedRedirect, NicSpec, RedirectGate, RedirectOptions};
 use romulus_host::guard::GateHandle;
 use romulus_qemu::gates::{BufferGate, CardGate};
@@ -25,6 +25,8 @@ struct GuardedGates {
 pub struct Gates {
     redirect: Option<Arc<RedirectGate>>,
     buffers: BufferGate,
+    /// Taps that may have had a gate before.
+    former: Vec<NicSpec>,
     guarded: GuardedGates,
     free: Vec<GateStatus>,
 }
@@ -33,22 +35,21 @@ impl Gates {
     /// Makes what the guest's cards need. Its packets are not touched yet.
     pub fn open(guest: &QemuGuest, options: &RedirectOptions) -> Result<Self, Failure> {
         let mut specs = Vec::new();
-        let mut free = Vec::new();
+        let (mut free, mut former) = (Vec::new(), Vec::new());
         for gate in guest.gates() {
             match gate {
                 CardGate::Redirect(spec) => specs.push(spec.clone()),
-                CardGate::Buffer(card) => {
-                    return Err(Failure::new(
-                        Code::Refused,
-                        format!("card {}: no gate for {}", card.nic, card.kind),
-                    ));
+                // The guest has the gate of all these.
+                CardGate::Buffer(card) => former.extend(card.on_tap()),
+                CardGate::Free(card) => {
+                    former.extend(card.on_tap());
+                    free.push(GateStatus {
+                        nic: card.nic.clone(),
+                        kind: "none".into(),
+                        interface: card.tap.clone().unwrap_or_else(|| card.netdev.clone()),
+                        ..GateStatus::default()
+                    });
                 }
-                CardGate::Free(card) => free.push(GateStatus {
-                    nic: card.nic.clone(),
-                    kind: "none".into(),
-                    interface: card.tap.clone().unwrap_or_else(|| card.netdev.clone()),
-                    ..GateStatus::default()
-                }),
             }
         }
         let failed = |e: romulus_checkpoint::gate::GateError| Failure::new(Code::Refused, e.to_string());
@@ -58,7 +59,8 @@ impl Gates {
         };
         let buffers = guest.buffers();
         let netdevs = buffers.cards().iter().map(|card| card.netdev.clone()).collect();
-        Ok(Self { redirect, buffers, guarded: GuardedGates { redirect: specs, buffers: netdevs }, free })
+        let guarded = GuardedGates { redirect: specs, buffers: netdevs };
+        Ok(Self { redirect, buffers, former, guarded, free })
     }
 
     /// Whether QEMU itself holds packets: it can for one epoch on its way.
@@ -72,14 +74,10 @@ impl Gates {
         if let Some(gate) = &self.redirect {
             gates.push(gate.clone());
         }
-        if self.hold_in_qemu() {
-            gates.push(Arc::new(self.buffers.clone()));
-        }
-        match gates.len() {
-            0 => Arc::new(NoOutput),
-            1 => gates.remove(0),
-            _ => Arc::new(GateSet::new(gates)),
-        }
+        // Also where it holds nothing: it clears what a predecessor left in QEMU.
+        gates.push(Arc::new(self.buffers.clone()));
+        gates.push(Arc::new(GuardedRedirect::new(self.former.clone())));
+        Arc::new(GateSet::new(gates))
     }
 
     /// How each card's gate stands.

@@ -32,6 +32,9 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
 fn wrong_options_and_settings() {
     refused(&["protect", "--intervall-ms", "3"], 2, &["--intervall-ms", "--interval-ms"]);
     refused(&["protect"], 2, &["--guest"]);
+    let target = ["protect", "--guest", "qemu:/x", "--backup", "127.0.0.1:1"];
+    refused(&[&target[..], &["--gate", "net0"]].concat(), 2, &["--gate net0", "NIC=commit", "NIC=none"]);
+    refused(&[&target[..], &["--gate-mib", "0"]].concat(), 2, &["--gate-mib"]);
     refused(&["protect", "--guest", "vmware:x", "--backup", "127.0.0.1:1"], 2, &["vmware", "qemu:"]);
     refused(&["protect", "--guest", "qemu:/x", "--backup", "nonsense"], 2, &["nonsense"]);
     refused(

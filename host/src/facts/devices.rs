@@ -61,6 +61,18 @@ fn parse_version(text: &str) -> Option<String> {
     Some(rest.split_ascii_whitespace().next()?.to_owned())
 }
 
+pub fn output_gate() -> Fact {
+    const NAME: &str = "output_gate";
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => Fact::ok(NAME, "/dev/net/tun opens: the output of cards on taps can be held"),
+        Err(error) => Fact::warn(
+            NAME,
+            format!("/dev/net/tun: {error}"),
+            "needed to hold the output of a guest's cards on taps: modprobe tun; run as root",
+        ),
+    }
+}
+
 pub fn rdma() -> Fact {
     rdma_fact(Path::new("/sys"))
 }

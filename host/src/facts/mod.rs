@@ -64,6 +64,7 @@ pub fn gather() -> Vec<Fact> {
         memory::shared_memory(),
         memory::huge_pages(),
         memory::swap(),
+        devices::output_gate(),
         devices::rdma(),
     ]
 }

@@ -1,7 +1,9 @@
-//! What a guard does with a gate whose process has died.
+//! What is done with a gate whose process has died: by its guard, or by the next protector.
 
+use romulus_checkpoint::GateMark;
 use romulus_checkpoint::arbiter::SoloGrant;
-use romulus_checkpoint::gate::GateError;
+use romulus_checkpoint::gate::{GateError, GateLevel, OutputGate};
+use romulus_checkpoint::release::ReleaseToken;
 
 use super::netlink::Netlink;
 use super::plumbing::{self, NicSpec};
@@ -35,5 +37,28 @@ impl GateHandle for GuardedRedirect {
 
     fn clear(&mut self) -> Result<(), String> {
         self.remove().map_err(|error| error.to_string())
+    }
+}
+
+/// The cards that have no `redirect` gate now and may have had one before.
+impl OutputGate for GuardedRedirect {
+    fn claimed(&self, _grant: &SoloGrant) -> Result<(), GateError> {
+        self.remove()
+    }
+    fn hold(&self) -> Result<(), GateError> {
+        Ok(())
+    }
+    fn mark(&self, _mark: GateMark) -> Result<(), GateError> {
+        Ok(())
+    }
+    fn release(&self, _token: &ReleaseToken) {}
+    fn level(&self) -> GateLevel {
+        GateLevel::default()
+    }
+    fn bound_bytes(&self) -> u64 {
+        u64::MAX
+    }
+    fn detach(&self) -> Result<(), GateError> {
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use romulus_checkpoint::GateMark;
 use romulus_checkpoint::arbiter::SoloGrant;
 use romulus_checkpoint::gate::{GateError, GateLevel, OutputGate};
@@ -24,6 +25,8 @@ use crate::ThreadSetup;
 /// away: they only leave out of order, or not at all, if this is not enough.
 const EMPTYING_LIMIT: Duration = Duration::from_millis(500);
 const EMPTYING_POLL: Duration = Duration::from_micros(200);
+/// Cards of one gate at most.
+const MOST_NICS: usize = 64;
 /// Before an outlet without room is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
 
@@ -86,6 +89,9 @@ impl RedirectGate {
     /// Makes the gate's taps and threads, in the network namespace of this thread. The guest's
     /// packets are not touched before [`OutputGate::hold`].
     pub fn new(specs: &[NicSpec], options: &RedirectOptions) -> Result<Self, GateError> {
+        if specs.len() > MOST_NICS {
+            return Err(GateError(format!("{} cards are to be held; {MOST_NICS} are possible", specs.len())));
+        }
         let netlink = Netlink::open().map_err(system("opening a netlink socket"))?;
         let mut nics = Vec::new();
         let mut consumers = Vec::new();
@@ -358,7 +364,8 @@ impl Mover {
 
     fn wait(&self) {
         let shared = &*self.shared;
-        let mut polled = vec![PollFd::new(&shared.wake, PollFlags::IN)];
+        let mut polled = ArrayVec::<PollFd<'_>, { MOST_NICS + 1 }>::new();
+        polled.push(PollFd::new(&shared.wake, PollFlags::IN));
         let mut timeout = None;
         for ((plumbing, _), waits) in shared.nics.iter().zip(&self.waits) {
             if waits.broken {
@@ -374,7 +381,9 @@ impl Mover {
         let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
         // An error is a signal; then it looks again.
         let _ = rustix::event::poll(&mut polled, timeout.as_ref());
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&shared.wake, &mut count);
+        if !polled[0].revents().is_empty() {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&shared.wake, &mut count);
+        }
     }
 }

@@ -20,6 +20,9 @@ const HEADER_BYTES: usize = 16;
 const ROOM_BYTES: u64 = (MAX_FRAME_BYTES + HEADER_BYTES) as u64;
 /// Length of a chunk: some cache, and little lost at its end.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// Fetched into the cache ahead of a frame's turn: a full-size frame.
+const FETCHED_BYTES: u64 = 1536;
+const CACHE_LINE_BYTES: usize = 64;
 /// Chunks at least: one is filled while another is emptied.
 const LEAST_CHUNKS: u64 = 4;
 /// Length in a header that says: go on in the next chunk.
@@ -65,7 +68,10 @@ pub(super) fn ring(len_bytes: u64) -> io::Result<(Producer, Consumer, Watch)> {
     let too_long = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
     let chunks = u32::try_from(len_bytes.div_ceil(CHUNK_BYTES).max(LEAST_CHUNKS)).map_err(too_long)?;
     let size = usize::try_from(u64::from(chunks) * CHUNK_BYTES).map_err(too_long)?;
-    let memory = MmapRaw::from(MmapOptions::new().len(size).no_reserve_swap().map_anon()?);
+    let map = MmapOptions::new().len(size).no_reserve_swap().map_anon()?;
+    // Only a wish: a kernel without huge pages serves as well.
+    let _ = map.advise(memmap2::Advice::HugePage);
+    let memory = MmapRaw::from(map);
     let order = (0..chunks).map(|_| AtomicU32::new(0)).collect();
     // The first is being filled from the beginning.
     let free = Mutex::new((1..chunks).rev().collect());
@@ -96,9 +102,29 @@ impl Shared {
         (chunk * CHUNK_BYTES + position % CHUNK_BYTES) as usize
     }
 
+    /// Fetches the frame at a position into the cache: it was put in long ago, and comes while the
+    /// kernel copies the one before.
+    fn fetch(&self, position: u64) {
+        let ahead = self.head.load(Ordering::Relaxed).saturating_sub(position);
+        let ahead = ahead.min(FETCHED_BYTES).min(next_chunk(position) - position) as usize;
+        let place = self.place(position);
+        for offset in (0..ahead).step_by(CACHE_LINE_BYTES) {
+            // SAFETY: the address is inside a chunk, and fetching changes nothing.
+            unsafe {
+                let line = self.memory.as_ptr().add(place + offset).cast::<i8>();
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line);
+            }
+        }
+    }
+
     fn free(&self) -> MutexGuard<'_, Vec<u32>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a frame of this length takes, with its header.
+fn taken_bytes(length: usize) -> u64 {
+    (HEADER_BYTES + length).next_multiple_of(HEADER_BYTES) as u64
 }
 
 /// The first position of the chunk after the one of this position.
@@ -131,7 +157,7 @@ impl Producer {
         assert!(length <= MAX_FRAME_BYTES, "a frame fits its room");
         let head = self.shared.head.load(Ordering::Relaxed);
         self.write_header(head, length as u32, stamp);
-        let taken = (HEADER_BYTES + length).next_multiple_of(HEADER_BYTES) as u64;
+        let taken = taken_bytes(length);
         self.shared.head.store(head + taken, Ordering::Release);
     }
 
@@ -176,6 +202,7 @@ impl Consumer {
             let bytes = unsafe {
                 std::slice::from_raw_parts(shared.memory.as_ptr().add(place + HEADER_BYTES), length as usize)
             };
+            self.shared.fetch(tail + taken_bytes(length as usize));
             return Some(Frame { bytes, stamp });
         }
     }
@@ -183,7 +210,7 @@ impl Consumer {
     /// Takes the frame that [`front`](Self::front) gave, of this length.
     pub(super) fn pop(&mut self, length: usize) {
         let tail = self.shared.tail.load(Ordering::Relaxed);
-        let taken = (HEADER_BYTES + length).next_multiple_of(HEADER_BYTES) as u64;
+        let taken = taken_bytes(length);
         self.shared.tail.store(tail + taken, Ordering::Release);
     }
 }

@@ -131,6 +131,13 @@ pub fn second() {
     gate.detach().unwrap();
     drop(gate);
     assert_eq!(listing(), before);
+    // Also a protector that holds nothing this time.
+    GateProcess::start().kill();
+    let former = GuardedRedirect::new(vec![world.spec()]);
+    OutputGate::claimed(&former, &grant()).unwrap();
+    assert_eq!(listing(), before);
+    world.send(5);
+    world.expect([5]);
 }
 
 pub fn stopped() {

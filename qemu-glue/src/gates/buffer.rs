@@ -57,13 +57,15 @@ struct State {
 #[derive(Clone, Debug)]
 pub struct BufferGate {
     cards: Arc<[Card]>,
+    /// All back ends that a predecessor may have left buffers in front of.
+    netdevs: Arc<[String]>,
     state: Arc<Mutex<State>>,
 }
 
 impl BufferGate {
-    /// A gate of these cards, with nothing done yet.
-    pub(crate) fn new(cards: Vec<Card>) -> Self {
-        Self { cards: cards.into(), state: Arc::default() }
+    /// A gate of these cards, with nothing done yet. `netdevs` are the back ends of all cards.
+    pub(crate) fn new(cards: Vec<Card>, netdevs: Vec<String>) -> Self {
+        Self { cards: cards.into(), netdevs: netdevs.into(), state: Arc::default() }
     }
 
     /// The cards.
@@ -90,13 +92,13 @@ impl BufferGate {
 
     /// Carries out what needs no standing guest. What fails is tried again the next time.
     pub(crate) fn serve(&self, client: &mut Client) -> Result<(), QemuError> {
-        if self.cards.is_empty() {
-            return Ok(());
-        }
         let mut state = self.lock();
         if state.asked.clear {
-            self.remove(client)?;
+            remove(client, self.netdevs.iter().flat_map(|netdev| objects_of(netdev)))?;
             state.asked.clear = false;
+        }
+        if self.cards.is_empty() {
+            return Ok(());
         }
         if state.asked.open {
             self.remove(client)?;

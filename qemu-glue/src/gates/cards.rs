@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use romulus_host::gate::Mac;
+use romulus_host::gate::{Mac, NicSpec};
 
 use crate::discover::{Inventory, NetworkClient};
 
@@ -23,6 +23,13 @@ pub struct Card {
     pub queues: usize,
     /// Whether the kernel moves its packets past QEMU.
     pub vhost: bool,
+}
+
+impl Card {
+    /// As a gate on its kernel interface knows it, if it has one.
+    pub fn on_tap(&self) -> Option<NicSpec> {
+        Some(NicSpec { nic: self.nic.clone(), tap: self.tap.clone()?, mac: self.mac? })
+    }
 }
 
 /// The cards of a guest; `interface_of` tells the interface behind a descriptor of QEMU's, and

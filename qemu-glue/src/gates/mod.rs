@@ -96,15 +96,12 @@ pub fn plan(
 
 fn held(card: &Card, can_redirect: &dyn Fn(&NicSpec) -> Result<(), GateError>) -> Result<CardGate, String> {
     let free = format!("or let its output go unheld: --gate {}=none", card.nic);
-    let tap_trouble = match (&card.tap, card.mac) {
-        (Some(tap), Some(mac)) => {
-            let spec = NicSpec { nic: card.nic.clone(), tap: tap.clone(), mac };
-            match can_redirect(&spec) {
-                Ok(()) => return Ok(CardGate::Redirect(spec)),
-                Err(why) => Some(why.to_string()),
-            }
-        }
-        _ => None,
+    let tap_trouble = match card.on_tap() {
+        Some(spec) => match can_redirect(&spec) {
+            Ok(()) => return Ok(CardGate::Redirect(spec)),
+            Err(why) => Some(why.to_string()),
+        },
+        None => None,
     };
     let inside = if card.vhost {
         Err("it uses vhost, past which QEMU cannot hold packets".to_owned())

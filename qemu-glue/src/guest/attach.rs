@@ -49,14 +49,9 @@ pub(crate) fn process(client: &Client, options: &GuestOptions) -> Result<Process
 
 /// The gates of the guest's cards. Redirection is looked for in this thread's network namespace, so
 /// it has to be QEMU's.
-fn plan_gates(
-    inventory: &Inventory,
-    process: &Process,
-    choices: &GateChoices,
-) -> Result<Vec<CardGate>, QemuError> {
-    let cards = cards(inventory, &process.interfaces(), process.has_open("/dev/vhost-net"));
+fn plan_gates(cards: &[Card], process: &Process, choices: &GateChoices) -> Result<Vec<CardGate>, QemuError> {
     let same_network = process.shares_network();
-    gates::plan(&cards, choices, &|spec| {
+    gates::plan(cards, choices, &|spec| {
         if same_network {
             return can_redirect(spec);
         }
@@ -99,8 +94,9 @@ impl QemuGuest {
         let mut allowances = options.allowances;
         allowances.network |= options.gates.is_some();
         refusal::check(&inventory, allowances)?;
+        let cards = cards(&inventory, &process.interfaces(), process.has_open("/dev/vhost-net"));
         let gates = match &options.gates {
-            Some(choices) => plan_gates(&inventory, &process, choices)?,
+            Some(choices) => plan_gates(&cards, &process, choices)?,
             None => Vec::new(),
         };
         let regions = ram::regions(&inventory)?;
@@ -152,7 +148,7 @@ impl QemuGuest {
             client,
             process,
             reported_death: false,
-            buffers: BufferGate::new(buffered(&gates)),
+            buffers: BufferGate::new(buffered(&gates), cards.into_iter().map(|card| card.netdev).collect()),
             gates,
             options,
         })
