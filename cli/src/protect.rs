@@ -64,9 +64,13 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let guest = attach(&options, &plan)?;
     let guest_pid = guest.pid();
     let (save_by, track_by) = guest.methods();
-    let driver_options = driver_options(&options, &plan, &guest)?;
-    let gate_options = RedirectOptions { memory_bytes: plan.gate_bytes, threads: gate_threads(&plan) };
+    let mut driver_options = driver_options(&options, &plan, &guest)?;
+    let gate_options =
+        RedirectOptions { memory_bytes: plan.gate_bytes, threads: threads::setup(&plan.pinner) };
     let gates = Gates::open(&guest, &gate_options)?;
+    if gates.hold_in_qemu() {
+        driver_options.machine.depth = 1;
+    }
     let guard = start_guard(&options, &plan, &guest, &gates)?;
     let handle = match start_driver(&plan, driver_options, guest, &gates, guard.as_ref(), fabric) {
         Ok(handle) => handle,
@@ -242,11 +246,6 @@ fn start_guard(
         report: None,
     };
     guard::start(&spec).map(Some)
-}
-
-/// The gate's threads take their priority and core like the others.
-fn gate_threads(plan: &Plan) -> romulus_host::ThreadSetup {
-    threads::setup(&plan.pinner)
 }
 
 fn start_driver(

@@ -53,7 +53,10 @@ fn backup_has_taken_over(stage: &mut Stage, context: &str) -> bool {
         if lives && left.is_empty() {
             return false;
         }
-        assert!(Instant::now() < deadline, "{context}: guest lives: {lives}; left behind: {left:?}; {status}");
+        assert!(
+            Instant::now() < deadline,
+            "{context}: guest lives: {lives}; left behind: {left:?}; {status}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -129,6 +129,15 @@ impl RedirectGate {
         Ok(())
     }
 
+    /// Packets read from all cards and packets let go, since the gate was made; cheaper than
+    /// [`status`](Self::status).
+    pub fn passed(&self) -> (u64, u64) {
+        self.shared.nics.iter().fold((0, 0), |(read, released), (_, nic)| {
+            let level = nic.level();
+            (read + level.in_packets, released + level.out_packets)
+        })
+    }
+
     /// How each card stands.
     pub fn status(&self) -> Vec<GateStatus> {
         let holding = lock(&self.shared.links).closed;
@@ -365,7 +374,9 @@ impl Mover {
         let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
         // An error is a signal; then it looks again.
         let _ = rustix::event::poll(&mut polled, timeout.as_ref());
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&shared.wake, &mut count);
+        if !polled[0].revents().is_empty() {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&shared.wake, &mut count);
+        }
     }
 }

@@ -21,19 +21,25 @@ impl Tap {
     /// Makes a tap in the network namespace of this thread. `%d` in the name is replaced by a
     /// number that is free. Reads and writes do not block.
     pub fn create(name: &str) -> io::Result<Self> {
-        Self::open(name, true)
+        Self::open(name, libc::IFF_VNET_HDR)
+    }
+
+    /// As [`create`](Self::create), one queue of a tap with several: the first call makes the tap, the
+    /// others join it.
+    pub fn create_queue(name: &str) -> io::Result<Self> {
+        Self::open(name, libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE)
     }
 
     /// As [`create`](Self::create), without virtio headers and offloads: plain frames.
     pub fn create_plain(name: &str) -> io::Result<Self> {
-        Self::open(name, false)
+        Self::open(name, 0)
     }
 
-    fn open(name: &str, vnet_header: bool) -> io::Result<Self> {
+    fn open(name: &str, features: libc::c_int) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
-        let name = set_interface(&fd, name, vnet_header)?;
-        if vnet_header {
+        let name = set_interface(&fd, name, features)?;
+        if features & libc::IFF_VNET_HDR != 0 {
             set_offloads(&fd)?;
         }
         Ok(Self { fd, name })
@@ -82,7 +88,7 @@ impl AsFd for Tap {
     }
 }
 
-fn set_interface(fd: &OwnedFd, name: &str, vnet_header: bool) -> io::Result<String> {
+fn set_interface(fd: &OwnedFd, name: &str, features: libc::c_int) -> io::Result<String> {
     // SAFETY: a C struct of integers and arrays, for which all zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -94,8 +100,8 @@ fn set_interface(fd: &OwnedFd, name: &str, vnet_header: bool) -> io::Result<Stri
     for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *place = byte as libc::c_char;
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | if vnet_header { libc::IFF_VNET_HDR } else { 0 };
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // The flags fill sixteen bits.
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | features) as libc::c_short;
     // SAFETY: the request reads and writes one `ifreq`, which lives through the call.
     if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());

@@ -27,6 +27,7 @@ fn main() {
         trial("i1_a_later_hold_holds_again", redirect::hold_again),
         trial("a_hundred_thousand_packets_are_held_without_loss", redirect::many),
         trial("two_cards_are_marked_and_released_together", redirect::two_cards),
+        trial("i1_several_queues_of_a_card_share_its_marks", redirect::queues),
         trial("what_comes_to_the_guest_passes_at_once", redirect::incoming),
         trial("what_the_guest_sends_to_all_does_not_come_back", redirect::no_echo),
         trial("a_full_gate_tells_and_loses_nothing", redirect::full),

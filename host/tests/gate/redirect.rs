@@ -155,9 +155,11 @@ pub fn boundaries() {
     for expected in received..sent {
         assert_eq!(receive(&client, 0, LONG), Some(expected));
     }
-    let status = &gate.status()[0];
+    let status = eventually("the counts follow", || {
+        Some(gate.status().remove(0)).filter(|status| status.released_packets == sent)
+    });
     assert_eq!((status.dropped_packets, status.full_hits), (0, 0));
-    assert!(status.held_us.max > 0 && status.released_packets >= sent);
+    assert!(status.held_us.max > 0);
     gate.detach().unwrap();
     drop(guest);
 }
@@ -204,6 +206,46 @@ pub fn two_cards() {
     gate.release(&opened());
     world.expect([3]);
     assert_eq!(gate.status().len(), 2);
+    gate.detach().unwrap();
+}
+
+pub fn queues() {
+    const QUEUES: u64 = 4;
+    const EACH: u64 = 500;
+    let world = World::new();
+    let queues: Vec<Tap> = (0..QUEUES).map(|_| Tap::create_queue("wide0").unwrap()).collect();
+    ip("link set wide0 addrgenmode none master br0 up");
+    ip("link set guest0 nomaster");
+    let spec = NicSpec { tap: "wide0".into(), ..world.spec() };
+    let gate = RedirectGate::new(&[spec], &RedirectOptions::default()).unwrap();
+    gate.hold().unwrap();
+    for epoch in 0..20 {
+        // Each queue has a thread, as under vhost; they stand still at the mark.
+        std::thread::scope(|scope| {
+            for (queue, tap) in (0..).zip(&queues) {
+                let first = (epoch * QUEUES + queue) * EACH;
+                scope.spawn(move || (first..first + EACH).for_each(|number| send(tap, number, 46)));
+            }
+        });
+        gate.mark(GateMark(epoch + 1)).unwrap();
+        send(&queues[0], u64::MAX, 46);
+        gate.release(&acked(epoch + 1));
+        let expected: u64 = QUEUES * EACH + u64::from(epoch > 0);
+        let mut next = vec![0; QUEUES as usize];
+        for _ in 0..expected {
+            let number = world.receive(LONG).expect("all of the epoch");
+            if number == u64::MAX {
+                continue;
+            }
+            assert_eq!(number / EACH / QUEUES, epoch);
+            let queue = (number / EACH % QUEUES) as usize;
+            assert_eq!(number % EACH, next[queue], "each queue in order");
+            next[queue] += 1;
+        }
+        assert_eq!(world.receive(Duration::ZERO), None, "what was sent after the mark");
+    }
+    gate.release(&opened());
+    world.expect([u64::MAX]);
     gate.detach().unwrap();
 }
 
