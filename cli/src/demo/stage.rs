@@ -238,6 +238,15 @@ impl Stage {
         killed
     }
 
+    /// Whether the guest's process on its host lives.
+    pub fn guest_lives(&mut self) -> bool {
+        match (&mut self.guest, &self.adopted) {
+            (Some(guest), _) => matches!(guest.try_wait(), Ok(None)),
+            (None, Some((guest, _))) => rustix::process::test_kill_process(*guest).is_ok(),
+            (None, None) => false,
+        }
+    }
+
     /// The host that has died is alive again, empty, and becomes the backup of the one that took
     /// over; the guest's process there is the one to protect.
     pub fn change_roles(&mut self) -> Result<(), Failure> {
@@ -249,6 +258,9 @@ impl Stage {
             return Err(Failure::failed(format!("the backup has no guest: {status}")));
         };
         kill(&mut backup.child);
+        if let Some(mut former) = self.guest.take() {
+            kill(&mut former);
+        }
         self.adopted = Some((guest, qmp));
         if let Some(network) = &self.network {
             network.boot(self.side)?;
