@@ -100,6 +100,7 @@ impl Pair {
             suspect_after: Duration::from_millis(100),
             sync_target_pages: PAGES,
             sync_max_rounds: 4,
+            throttle_pause: Duration::ZERO,
             solo_automatic: true,
             low_water_spares: 512,
             shared_arbiter: true,

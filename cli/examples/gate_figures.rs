@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use romulus::demo::client::{Client, LatencyMs, Phase};
 use romulus::demo::network;
@@ -51,10 +51,11 @@ fn main() -> Outcome<()> {
     row("TCP to the guest, Mbit/s", &|column| format!("{:.0}", column.to_guest_mbit));
     row("checkpoints per second, answering", &|column| format!("{:.1}", column.checkpoints_per_second));
     row("pause to commit, p50, ms", &|column| format!("{:.1}", column.commit_ms_p50));
-    let [_, open, held] = &columns;
+    let [bare, open, held] = &columns;
     println!(
-        "\nadded by the gate: {:.1} ms at the median; expected is half an interval plus the commit: {:.1} + {:.1} = \
-         {:.1} ms",
+        "\nadded at the median: {:.1} ms, {:.1} ms of it by holding; expected is half an interval plus the commit: \
+         {:.1} + {:.1} = {:.1} ms",
+        held.latency.p50 - bare.latency.p50,
         held.latency.p50 - open.latency.p50,
         INTERVAL_MS / 2.0,
         held.commit_ms_p50,
@@ -98,8 +99,18 @@ fn measure(name: &'static str, ungated: Option<bool>, seconds: u64) -> Outcome<C
     })
 }
 
-/// Received Mbit/s.
+/// Received Mbit/s. iperf3's server refuses while it still ends the test before.
 fn iperf(seconds: u64, from_guest: bool) -> Outcome<f64> {
+    let deadline = Instant::now() + LONG + Duration::from_secs(seconds);
+    loop {
+        match iperf_once(seconds, from_guest) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(500)),
+            outcome => return outcome,
+        }
+    }
+}
+
+fn iperf_once(seconds: u64, from_guest: bool) -> Outcome<f64> {
     let mut command = Command::new("iperf3");
     command.args(["--client", &network::GUEST.to_string(), "--json", "--time", &seconds.to_string()]);
     if from_guest {

@@ -45,6 +45,7 @@ fn tcp(options: &CommonOptions, pinner: &Pinner) -> Result<TcpFabric, Failure> {
     }
     Ok(TcpFabric::new(TcpConfig {
         streams: options.streams()?,
+        congestion_control: options.congestion_control(),
         on_thread_start: Some(threads::setup(pinner)),
         ..TcpConfig::default()
     }))

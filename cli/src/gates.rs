@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use romulus_checkpoint::arbiter::SoloGrant;
 use romulus_checkpoint::gate::{NoOutput, OutputGate};
 use romulus_host::gate::{GateSet, GateStatus, GuardedRedirect, NicSpec, RedirectGate, RedirectOptions};
 use romulus_host::guard::GateHandle;
-use romulus_qemu::QemuGuest;
-use romulus_qemu::gates::CardGate;
+use romulus_qemu::gates::{BufferGate, CardGate};
+use romulus_qemu::{QemuGuest, QemuHandle};
 
 use crate::exit::{Code, Failure};
 
@@ -15,12 +16,15 @@ use crate::exit::{Code, Failure};
 #[serde(deny_unknown_fields)]
 struct GuardedGates {
     redirect: Vec<NicSpec>,
+    /// Ids of back ends whose packets QEMU holds.
+    buffers: Vec<String>,
 }
 
 /// The gates of all cards.
 #[derive(Clone)]
 pub struct Gates {
     redirect: Option<Arc<RedirectGate>>,
+    buffers: BufferGate,
     guarded: GuardedGates,
     free: Vec<GateStatus>,
 }
@@ -52,7 +56,14 @@ impl Gates {
             true => None,
             false => Some(Arc::new(RedirectGate::new(&specs, options).map_err(failed)?)),
         };
-        Ok(Self { redirect, guarded: GuardedGates { redirect: specs }, free })
+        let buffers = guest.buffers();
+        let netdevs = buffers.cards().iter().map(|card| card.netdev.clone()).collect();
+        Ok(Self { redirect, buffers, guarded: GuardedGates { redirect: specs, buffers: netdevs }, free })
+    }
+
+    /// Whether QEMU itself holds packets: it can for one epoch on its way.
+    pub fn hold_in_qemu(&self) -> bool {
+        !self.buffers.cards().is_empty()
     }
 
     /// As the driver needs them.
@@ -60,6 +71,9 @@ impl Gates {
         let mut gates: Vec<Arc<dyn OutputGate>> = Vec::new();
         if let Some(gate) = &self.redirect {
             gates.push(gate.clone());
+        }
+        if self.hold_in_qemu() {
+            gates.push(Arc::new(self.buffers.clone()));
         }
         match gates.len() {
             0 => Arc::new(NoOutput),
@@ -71,6 +85,7 @@ impl Gates {
     /// How each card's gate stands.
     pub fn status(&self) -> Vec<GateStatus> {
         let mut all = self.redirect.as_ref().map_or_else(Vec::new, |gate| gate.status());
+        all.extend(self.buffers.status());
         all.extend(self.free.iter().cloned());
         all
     }
@@ -84,8 +99,32 @@ impl Gates {
     }
 }
 
-/// The guard's hold of the gates, from the text of [`Gates::for_guard`].
-pub fn guarded(text: &str) -> Result<Box<dyn GateHandle>, String> {
+/// The guard's hold of the gates, from the text of [`Gates::for_guard`]. `qemu` reaches the guest.
+pub fn guarded(text: &str, qemu: Option<QemuHandle>) -> Result<Box<dyn GateHandle>, String> {
     let gates: GuardedGates = serde_json::from_str(text).map_err(|e| format!("the gate's settings: {e}"))?;
-    Ok(Box::new(GuardedRedirect::new(gates.redirect)))
+    Ok(Box::new(Guarded { redirect: GuardedRedirect::new(gates.redirect), qemu, buffers: gates.buffers }))
+}
+
+struct Guarded {
+    redirect: GuardedRedirect,
+    qemu: Option<QemuHandle>,
+    buffers: Vec<String>,
+}
+
+impl GateHandle for Guarded {
+    fn open(&mut self, grant: &SoloGrant) -> Result<(), String> {
+        self.redirect.open(grant)?;
+        match &mut self.qemu {
+            Some(qemu) if !self.buffers.is_empty() => {
+                qemu.open_buffers(&self.buffers).map_err(|e| e.to_string())
+            }
+            _ if self.buffers.is_empty() => Ok(()),
+            _ => Err("QEMU holds packets, and its process is not known".into()),
+        }
+    }
+
+    /// What QEMU held goes with it.
+    fn clear(&mut self) -> Result<(), String> {
+        self.redirect.clear()
+    }
 }

@@ -42,7 +42,10 @@ impl GuardParts for QemuParts {
 
     fn gate(&self, spec: &GuardSpec) -> Result<Box<dyn GateHandle>, String> {
         match &spec.gate {
-            Some(text) => gates::guarded(text),
+            Some(text) => {
+                let pid = spec.guest_pid.and_then(|pid| i32::try_from(pid).ok());
+                gates::guarded(text, pid.and_then(|pid| QemuHandle::new(&spec.access, pid).ok()))
+            }
             None => Ok(Box::new(NoGate)),
         }
     }

@@ -45,6 +45,7 @@ struct Status {
     pid: u32,
     guest_pid: i32,
     guard_pid: Option<u32>,
+    fabric: &'static str,
     save_by: &'static str,
     track_by: &'static str,
     threads: romulus_host::pinning::PinnedThreads,
@@ -64,9 +65,14 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let guest = attach(&options, &plan)?;
     let guest_pid = guest.pid();
     let (save_by, track_by) = guest.methods();
-    let driver_options = driver_options(&options, &plan, &guest)?;
-    let gate_options = RedirectOptions { memory_bytes: plan.gate_bytes, threads: gate_threads(&plan) };
+    let fabric_name = fabric.name();
+    let mut driver_options = driver_options(&options, &plan, &guest)?;
+    let gate_options =
+        RedirectOptions { memory_bytes: plan.gate_bytes, threads: threads::setup(&plan.pinner) };
     let gates = Gates::open(&guest, &gate_options)?;
+    if gates.hold_in_qemu() {
+        driver_options.machine.depth = 1;
+    }
     let guard = start_guard(&options, &plan, &guest, &gates)?;
     let handle = match start_driver(&plan, driver_options, guest, &gates, guard.as_ref(), fabric) {
         Ok(handle) => handle,
@@ -89,6 +95,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
                 pid: std::process::id(),
                 guest_pid,
                 guard_pid,
+                fabric: fabric_name,
                 save_by,
                 track_by,
                 threads: pinner.threads(),
@@ -121,6 +128,7 @@ struct Plan {
     depth: u64,
     suspect_after: Duration,
     staging_bytes: u64,
+    throttle_pause: Duration,
     state_bytes: u64,
     solo_automatic: bool,
     capture: CaptureMode,
@@ -157,6 +165,7 @@ impl Plan {
             depth: options.depth()?,
             suspect_after: options.common.suspect_after(SUSPECT_AFTER_MS)?,
             staging_bytes: options.staging_bytes()?,
+            throttle_pause: options.throttle_pause()?,
             state_bytes: options.state_bytes()?,
             solo_automatic: options.solo_automatic()?,
             capture: if options.direct_capture()? { CaptureMode::Direct } else { CaptureMode::Staged },
@@ -206,6 +215,7 @@ fn driver_options(
     machine.depth = plan.depth;
     machine.heartbeat_every = options.common.heartbeat_every();
     machine.suspect_after = plan.suspect_after;
+    machine.throttle_pause = plan.throttle_pause;
     machine.solo_automatic = plan.solo_automatic;
     machine.shared_arbiter = plan.arbiter != ArbiterSpec::None;
     driver.spares = options.spare_pages(guest.layout().pages())?;
@@ -242,11 +252,6 @@ fn start_guard(
         report: None,
     };
     guard::start(&spec).map(Some)
-}
-
-/// The gate's threads take their priority and core like the others.
-fn gate_threads(plan: &Plan) -> romulus_host::ThreadSetup {
-    threads::setup(&plan.pinner)
 }
 
 fn start_driver(

@@ -100,6 +100,31 @@ pub fn stop(options: &InstanceOptions) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// One card's gate.
+fn gate_row(gate: &Value) -> (String, String) {
+    let text = |path: &str| {
+        gate.pointer(path).map_or_else(String::new, |value| match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        })
+    };
+    let what = format!("{} on {}", text("/kind"), text("/interface"));
+    let value = match (text("/kind").as_str(), text("/holding") == "true") {
+        ("none", _) => format!("{what}: nothing is held"),
+        (_, false) => format!("{what}, open"),
+        ("redirect", true) => format!(
+            "{what}: {} packets held, {} dropped; held for us p50/p99/max {} / {} / {}",
+            text("/held_packets"),
+            text("/dropped_packets"),
+            text("/held_us/p50"),
+            text("/held_us/p99"),
+            text("/held_us/max")
+        ),
+        (_, true) => format!("{what}, holding"),
+    };
+    (format!("gate of {}", text("/nic")), value)
+}
+
 /// The table for people.
 fn table(status: &Value) -> String {
     let text = |path: &str| match status.pointer(path) {
@@ -140,13 +165,18 @@ fn table(status: &Value) -> String {
         row(
             "late epochs",
             format!(
-                "{} (stalled {}, in pieces {}, overflowed {})",
+                "{} (throttled {}, stalled {}, in pieces {}, overflowed {})",
                 text("/late_epochs"),
+                text("/throttled_epochs"),
                 text("/stalled_epochs"),
                 text("/pieced_epochs"),
                 text("/overflows")
             ),
         );
+        for gate in status.pointer("/gates").and_then(Value::as_array).into_iter().flatten() {
+            let (name, value) = gate_row(gate);
+            row(&name, value);
+        }
         row("sent", format!("{:.1} MiB", number("/bytes_written") / f64::from(1 << 20)));
         if text("/state") == "syncing" {
             let (done, all) = (number("/sync/pages_done"), number("/sync/pages_total").max(1.0));

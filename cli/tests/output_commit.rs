@@ -21,6 +21,10 @@ fn i1_kills_at_random_moments_take_no_answer_back() {
     for moment in 0..moments {
         support::protect(&mut stage, 25.0);
         std::thread::sleep(Duration::from_millis(support::random(400)));
+        // Some hosts vanish without a word, of others the kernel lives on to close connections.
+        if let (1, Some(network)) = (moment % 2, &stage.network) {
+            network.set_wires(stage.side(), false).expect("wires that can be pulled");
+        }
         support::kill_host(&mut stage);
         support::takes_over(&mut stage);
         println!("moment {moment}: taken over");

@@ -137,3 +137,49 @@ pub fn rdma_items(_directory: &Path) -> Vec<Vec<u8>> {
     ];
     items.into_iter().map(|(which, bytes)| [vec![which], bytes].concat()).collect()
 }
+
+/// A line of each kind.
+pub fn qmp_lines(_directory: &Path) -> Vec<Vec<u8>> {
+    let lines: [&[u8]; 7] = [
+        br#"{"return": {}, "id": 7}"#,
+        br#"{"return": [{"name": "pc.ram", "size": 536870912}], "id": 1}"#,
+        br#"{"id": 3, "error": {"class": "GenericError", "desc": "a \"quoted\" text"}}"#,
+        br#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#,
+        br#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
+        br#"{"event": "MIGRATION", "data": {"status": "completed"}}"#,
+        br#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}"#,
+    ];
+    lines.iter().map(|line| line.to_vec()).collect()
+}
+
+/// Streams as QEMU 7.2 writes them: a ROM block of two pages and a device; and a ROM record.
+pub fn streams(_directory: &Path) -> Vec<Vec<u8>> {
+    let mut stream = b"QEVM\0\0\0\x03\x07\0\0\0\x0apc-q35-7.2".to_vec();
+    stream.extend(b"\x05\x1aconfiguration/capabilities\0\0\0\x01\0\0\0\x01\x0fx-ignore-shared");
+    stream.extend(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+    stream.extend((8192u64 | 4).to_be_bytes());
+    stream.extend(b"\x07pc.bios");
+    stream.extend(8192u64.to_be_bytes());
+    stream.extend(0xfffc_0000u64.to_be_bytes());
+    stream.extend(0x10u64.to_be_bytes());
+    stream.extend(b"\x7e\0\0\0\x02\x02\0\0\0\x02");
+    stream.extend(8u64.to_be_bytes());
+    stream.extend(b"\x07pc.bios");
+    stream.extend([6u8; 4096]);
+    stream.extend((4096u64 | 0x22).to_be_bytes());
+    stream.push(0);
+    stream.extend(0x10u64.to_be_bytes());
+    stream.extend(b"\x7e\0\0\0\x02\x03\0\0\0\x02");
+    stream.extend(0x10u64.to_be_bytes());
+    stream.extend(b"\x7e\0\0\0\x02");
+    let mut record = romulus_qemu::stream::RomRecord::with_room_for(0);
+    record.store(&stream).expect("a small prefix");
+    let mut region = vec![0; 16 + stream.len()];
+    record.memory().read(0, &mut region);
+    stream.extend(b"\x04\0\0\0\0\x05timer\0\0\0\0\0\0\0\x02........\x06\0\0\0\x01\x7e\0\0\0\0\0");
+    let plain = stream.clone();
+    stream.extend(b"\x06\0\0\0\x0b{\"x\":[1,2]}");
+    let mut sealed = romulus_qemu::stream::seal_state().to_vec();
+    sealed.extend(b"\x04\0\0\0\0\x05timer");
+    vec![plain, stream, region, sealed]
+}

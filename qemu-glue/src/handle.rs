@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::error::QemuError;
+use crate::gates::{objects_of, remove_buffers};
 use crate::process::Process;
 use crate::qmp::{Client, QmpError};
 
@@ -85,6 +86,13 @@ impl QemuHandle {
             Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Lets go of all output that QEMU holds for a protector that died, for these back ends; ok where
+    /// there is none.
+    pub fn open_buffers(&mut self, netdevs: &[String]) -> Result<(), QemuError> {
+        let mut client = Client::connect(&self.qmp, ATTEMPT)?;
+        remove_buffers(&mut client, netdevs.iter().flat_map(|netdev| objects_of(netdev)))
     }
 
     /// Kills it; ok if it is dead already.

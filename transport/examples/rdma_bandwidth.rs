@@ -10,7 +10,7 @@ use romulus_transport::{Arena, Event, Fabric, Memory, MessageBuffer, Write};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Markers on their way at a time.
-const WINDOW: u64 = 16;
+const WINDOW: u64 = 2;
 
 #[derive(Parser)]
 struct Options {
@@ -32,6 +32,9 @@ struct Options {
     /// Bytes of the arena; writes go through it in turn.
     #[arg(long, default_value_t = 64 << 20)]
     arena_bytes: usize,
+    /// Writes between two markers, at least.
+    #[arg(long, default_value_t = 64)]
+    mark_every: u64,
     /// Leave a gap of a page between two writes, so that none can be joined.
     #[arg(long)]
     scattered: bool,
@@ -77,9 +80,12 @@ fn main() {
     let start = Instant::now();
     let (mut posted, mut marker) = (0, 0);
     while start.elapsed().as_secs_f64() < options.seconds {
-        for writes in writes.chunks(batch.max(1) as usize) {
-            initiator.write(writes).expect("writing");
-            posted += writes.len() as u64;
+        let end = posted + options.mark_every;
+        while posted < end {
+            for writes in writes.chunks(batch.max(1) as usize) {
+                initiator.write(writes).expect("writing");
+                posted += writes.len() as u64;
+            }
         }
         marker += 1;
         initiator.mark(marker).expect("marking");

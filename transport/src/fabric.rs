@@ -126,7 +126,8 @@ impl MessageBuffer {
 /// An established connection.
 ///
 /// Threads: at most one thread posts ([`write`](Self::write), [`mark`](Self::mark),
-/// [`completed`](Self::completed)), at most one waits in [`next_event`](Self::next_event), any
+/// [`completed`](Self::completed)), at most one beside it calls [`write_now`](Self::write_now), at
+/// most one waits in [`next_event`](Self::next_event), any
 /// may [`send`](Self::send) and [`close`](Self::close). None of the calls allocates in steady
 /// state.
 ///
@@ -140,6 +141,14 @@ pub trait Endpoint: Send + Sync {
     /// until [`completed`](Self::completed) has reached the next marker. A write that leaves the
     /// local region or the peer's arena is refused before anything is posted.
     fn write(&self, writes: &[Write]) -> Result<(), TransportError>;
+    /// Posts the first of `writes`, as many as leave local memory at once without waiting for the
+    /// peer, and says how many: their memory may change as soon as this returns, and the next
+    /// marker comes after them. None is always a right answer, and the only one of a fabric that
+    /// reads local memory later; none while another thread posts. Refuses as `write` does.
+    fn write_now(&self, writes: &[Write]) -> Result<usize, TransportError> {
+        let _ = writes;
+        Ok(0)
+    }
     /// Puts a marker last on every data stream. The number is the caller's and need not grow;
     /// one that is still on its way (see [`completed`](Self::completed)) may be refused, 0
     /// and `u64::MAX` are.

@@ -72,7 +72,8 @@ fn epoch(
     backup: &dyn Endpoint,
     message: &mut MessageBuffer,
 ) {
-    primary.write(writes).unwrap();
+    let taken = primary.write_now(writes).unwrap();
+    primary.write(&writes[taken..]).unwrap();
     primary.mark(number).unwrap();
     expect(backup, message, &Event::Fenced { marker: number });
     primary.send(&number.to_le_bytes()).unwrap();

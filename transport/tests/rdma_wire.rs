@@ -79,6 +79,9 @@ proptest! {
     }
 }
 
+/// Makes an answer impossible.
+type Spoil = Box<dyn Fn(&mut Answer)>;
+
 fn sample() -> Answer {
     let pair = |number| Pair { number, psn: 0xabcdef };
     let common = Common {
@@ -97,7 +100,7 @@ fn sample() -> Answer {
 
 #[test]
 fn impossible_values_are_refused() {
-    let refused: Vec<(&str, Box<dyn Fn(&mut Answer)>)> = vec![
+    let refused: Vec<(&str, Spoil)> = vec![
         ("no data queue pairs", Box::new(|answer| answer.common.data.clear())),
         (
             "too many data queue pairs",

@@ -40,6 +40,9 @@ names! {
         Collect = "collect",
         /// Choosing frames for the pages and encoding the commit slot.
         Place = "place",
+        /// Back-pressure: waiting, with the guest paused, until acks and homings have freed enough
+        /// frames. Only of epochs that had to.
+        Throttle = "throttle",
         /// Copying dirty pages to staging. With direct capture: posting and waiting until the
         /// pages have left guest memory.
         Copy = "copy",
@@ -111,6 +114,8 @@ names! {
         LateEpochs = "late_epochs",
         /// Epochs ended early by the dirty-page watermark or the gate's byte bound.
         EarlyEpochs = "early_epochs",
+        /// Pauses that were lengthened until there was room for their epoch.
+        Throttled = "throttled",
         /// Pauses whose pages found no free frames for the moment and wait for the next epoch.
         Stalls = "stalls",
         /// Epochs larger than all spares: the image was invalidated and built anew.

@@ -74,6 +74,30 @@ pub(super) struct Capture {
     pub(super) paused_at: Time,
 }
 
+/// Pages of the last epoch and the time in which they were dirtied.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DirtyPace {
+    last_pause: Option<Time>,
+    pages: u64,
+    span: Duration,
+}
+
+impl DirtyPace {
+    /// An epoch of `pages` pages was placed after a pause at `paused_at`.
+    pub(super) fn placed(&mut self, pages: u64, paused_at: Time) {
+        let since = self.last_pause.replace(paused_at).map(|before| paused_at.since(before));
+        (self.pages, self.span) = (pages, since.unwrap_or_default());
+    }
+
+    /// When at this pace as many pages as `room` will have been dirtied since the last pause;
+    /// `None` while no pace is known.
+    pub(super) fn reaches(&self, room: u64) -> Option<Time> {
+        let last_pause = self.last_pause.filter(|_| self.pages > 0 && !self.span.is_zero())?;
+        let nanoseconds = self.span.as_nanos() * u128::from(room) / u128::from(self.pages);
+        Some(last_pause.after(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))))
+    }
+}
+
 /// The image and the way to it.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -98,6 +122,8 @@ pub(super) struct Image {
     pub(super) capture: Option<Capture>,
     /// When the last checkpoint began, or should have.
     pub(super) began: Option<Time>,
+    /// How fast the guest was dirtied before the last placed epoch.
+    pub(super) pace: DirtyPace,
     /// No frames were free; waits for an ack or for this time.
     pub(super) stalled_until: Option<Time>,
     /// The present epoch is to end now.
@@ -125,6 +151,7 @@ impl Image {
             merged: Vec::new(),
             capture: None,
             began: None,
+            pace: DirtyPace::default(),
             stalled_until: None,
             early: false,
             owed: None,
@@ -160,6 +187,7 @@ impl Image {
         self.homed_through = HomingSequence(0);
         self.flights.clear();
         self.carry.clear();
+        self.pace = DirtyPace::default();
         self.capture = None;
         self.stalled_until = None;
         self.owed = None;
@@ -200,6 +228,13 @@ impl Image {
         self.commit_sent = committed;
         self.homed_through = homed_through;
         self.carry.iter().map(|extent| extent.pages).sum()
+    }
+
+    /// When the guest is to be paused although D epochs are unacked: at the latest before its
+    /// epoch outgrows half of the spares, beyond which it might never fit (rule 11).
+    pub(super) fn outgrows_at(&self, spares: u64) -> Option<Time> {
+        let carried: u64 = self.carry.iter().map(|extent| extent.pages).sum();
+        self.pace.reaches((spares / 2).saturating_sub(carried))
     }
 
     /// Keeps pages for the next epoch.
@@ -263,6 +298,20 @@ pub(super) fn within(extents: &[Extent], pages: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pace_says_when_an_epoch_outgrows_its_room() {
+        let at = |nanoseconds| Time { nanoseconds };
+        let mut pace = DirtyPace::default();
+        assert_eq!(pace.reaches(10), None);
+        pace.placed(100, at(1_000));
+        assert_eq!(pace.reaches(10), None);
+        pace.placed(100, at(2_000));
+        assert_eq!(pace.reaches(10), Some(at(2_100)));
+        assert_eq!(pace.reaches(u64::MAX), Some(at(u64::MAX)));
+        pace.placed(0, at(3_000));
+        assert_eq!(pace.reaches(10), None);
+    }
 
     fn extent(first: u64, pages: u64) -> Extent {
         Extent { first: PageIndex(first), pages }

@@ -30,6 +30,9 @@ pub struct PrimaryConfig {
     pub sync_max_rounds: u64,
     /// Whether to go solo by itself when the backup is lost (arbiter `none` permitting).
     pub solo_automatic: bool,
+    /// Back-pressure: how long the guest may stay paused, from the pause on, until there is room
+    /// for its epoch. Zero: not at all.
+    pub throttle_pause: Duration,
     /// Below this many free spares homings are asked for.
     pub low_water_spares: u64,
     /// Whether the record is shared with the backup. False with arbiter `none`, whose swaps say
@@ -97,7 +100,15 @@ pub struct PlacedEpoch {
 /// Why a collected epoch was not placed. The machine keeps its pages (I7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
-    /// Frames will be free after acks and homings: resume, the next epoch includes the pages.
+    /// No room yet, and acks and homings under way will make some: keep the guest paused and call
+    /// [`Primary::place`](super::Primary::place) again, without further pages, whenever something
+    /// was heard from the backup, and at this time.
+    Full {
+        /// From then on the answer is another one.
+        until: Time,
+    },
+    /// Still no room after [`PrimaryConfig::throttle_pause`]: resume, the next epoch includes the
+    /// pages.
     Stalled,
     /// Too large for the spares: resume; the machine invalidates the image and syncs anew.
     Overflow,

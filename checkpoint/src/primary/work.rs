@@ -31,11 +31,19 @@ impl Primary {
         let full = image.flights.len() as u64 >= self.config.depth
             || image.placed.0 + 1 > image.acked.0 + self.shape.slots.saturating_sub(1);
         let Some(last) = next_is_last else { return Work::Wait { until: None } };
-        if full || !self.gate.is_held() {
+        if !self.gate.is_held() {
             return Work::Wait { until: None };
         }
         image.early |= last;
-        let due = image.due(self.config.interval, now);
+        let mut due = image.due(self.config.interval, now);
+        if full {
+            // Back-pressure: the guest runs on while acks are awaited, and is held where `place` would
+            // soon have to say that its pages never fit.
+            let limit =
+                image.outgrows_at(self.shape.spares).filter(|_| !self.config.throttle_pause.is_zero());
+            let Some(limit) = limit else { return Work::Wait { until: None } };
+            due = due.max(limit);
+        }
         if now < due {
             return Work::Wait { until: Some(due) };
         }
@@ -89,7 +97,8 @@ impl Primary {
     }
 
     /// Places what was collected while paused, with pages carried over from epochs that did not
-    /// commit. `transfers` is cleared first. In each error case the pages are kept for the next.
+    /// commit. `transfers` is cleared first. In each error case the pages are kept, for the next call
+    /// or the next epoch.
     pub fn place(
         &mut self,
         dirty: &[Extent],
@@ -123,12 +132,17 @@ impl Primary {
         }
         let pages: &[Extent] = if merge { &image.merged } else { dirty };
         let count = pages.iter().map(|extent| extent.pages).sum();
-        match image.planner.place(epoch, pages, transfers) {
+        let placed = match image.flights.len() as u64 >= self.config.depth {
+            true => Err(NotPlaced::Later),
+            false => image.planner.place(epoch, pages, transfers),
+        };
+        match placed {
             Ok(()) => {
                 image.carry.clear();
                 image.placed = epoch;
                 image.stalled_until = None;
                 let Capture { mark, paused_at, .. } = capture;
+                image.pace.placed(count, paused_at);
                 image.flights.push_back(Flight { epoch, mark, paused_at });
                 image.fresh_from = Some(image.fresh_from.map_or(epoch, |first| first.min(epoch)));
                 if capture.last {
@@ -138,6 +152,12 @@ impl Primary {
             }
             Err(not_placed) => {
                 self.image.keep(dirty);
+                let until = capture.paused_at.after(self.config.throttle_pause);
+                if not_placed == NotPlaced::Later && now < until {
+                    self.image.capture = Some(capture);
+                    self.ask_homings(actions);
+                    return Err(NotTaken::Full { until });
+                }
                 Err(self.not_placed(not_placed, count, now, actions))
             }
         }

@@ -203,6 +203,7 @@ impl SyntheticGuest {
             let pace = match pace {
                 Pace::PerSecond(rate) => Pace::PerSecond(share(rate, index)),
                 Pace::PerResume(count) => Pace::PerResume(share(count, index)),
+                Pace::PerEpoch(count) => Pace::PerEpoch(share(count, index)),
                 other => other,
             };
             guest.threads.push(
@@ -285,7 +286,7 @@ impl Guest for SyntheticGuest {
         self.check_alive()?;
         self.world.paused.store(true, Ordering::Release);
         self.world.wake_writers.notify();
-        self.world.wait_parked(self.threads.len());
+        self.world.wait_parked(self.threads.len(), self.options.pace);
         self.shared.pauses.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }

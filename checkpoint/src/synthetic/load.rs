@@ -19,6 +19,12 @@ pub enum Pattern {
     /// Every page once before any comes again, in long strides: so many writes are as many dirty
     /// pages, none beside another.
     Strided,
+    /// The first `pages` pages in an order drawn once, around and around: as many writes as there
+    /// are pages in it, or fewer, never touch a page twice.
+    Shuffled {
+        /// Size of the set, in pages.
+        pages: u64,
+    },
 }
 
 /// How much of a page a write changes.
@@ -39,6 +45,9 @@ pub enum Pace {
     PerSecond(u64),
     /// So many pages after each resume, as fast as they can; then nothing until the next one.
     PerResume(u64),
+    /// As [`PerResume`](Self::PerResume), and a pause comes only after all of them: each epoch has
+    /// exactly these writes, however fast the machine is.
+    PerEpoch(u64),
     /// As fast as they can.
     Unlimited,
 }
@@ -50,11 +59,22 @@ pub(super) struct Chooser {
     first: u64,
     pages: u64,
     state: u64,
+    /// The order of [`Pattern::Shuffled`], else empty.
+    order: Vec<u32>,
 }
 
 impl Chooser {
     pub fn new(pattern: Pattern, first: u64, pages: u64, seed: u64) -> Self {
-        Self { pattern, first, pages, state: mix(seed ^ first) }
+        let mut chooser = Self { pattern, first, pages, state: mix(seed ^ first), order: Vec::new() };
+        if let Pattern::Shuffled { pages: set } = pattern {
+            let set = set.min(pages).min(u64::from(u32::MAX)) as u32;
+            let mut order: Vec<u32> = (0..set).collect();
+            (1..order.len()).rev().for_each(|last| {
+                order.swap(last, chooser.random(last as u64 + 1) as usize);
+            });
+            chooser.order = order;
+        }
+        chooser
     }
 
     fn random(&mut self, below: u64) -> u64 {
@@ -78,6 +98,10 @@ impl Chooser {
             Pattern::Strided => {
                 self.state = (self.state % self.pages + stride(self.pages)) % self.pages;
                 self.state
+            }
+            Pattern::Shuffled { .. } => {
+                self.state = self.state.wrapping_add(1);
+                u64::from(self.order[(self.state % self.order.len() as u64) as usize])
             }
         };
         self.first + within
@@ -111,6 +135,16 @@ mod tests {
                 last = page;
             }
         }
+    }
+
+    #[test]
+    fn a_shuffled_set_is_walked_through_without_repetition() {
+        let mut chooser = Chooser::new(Pattern::Shuffled { pages: 30 }, 100, 50, 7);
+        let mut seen = [0u32; 50];
+        let walk: Vec<u64> = (0..60).map(|_| chooser.next()).collect();
+        walk.iter().for_each(|page| seen[(page - 100) as usize] += 1);
+        assert!(seen[..30].iter().all(|count| *count == 2) && seen[30..].iter().all(|count| *count == 0));
+        assert!(walk[..30].windows(2).any(|pair| pair[1] != pair[0] + 1));
     }
 
     #[test]

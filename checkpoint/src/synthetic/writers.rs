@@ -37,6 +37,8 @@ pub(super) struct World {
     pub burst: AtomicU64,
     pub stop: AtomicBool,
     parked: AtomicUsize,
+    /// Writers that have done what [`Pace::PerEpoch`] gives them, counted over all resumes.
+    quotas_done: AtomicU64,
     /// Something for the writers changed.
     pub wake_writers: Signal,
     /// A writer has parked.
@@ -63,6 +65,7 @@ impl World {
             burst: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
+            quotas_done: AtomicU64::new(0),
             wake_writers: Signal::new(Duration::ZERO),
             has_parked: Signal::new(Duration::ZERO),
         }
@@ -102,23 +105,31 @@ impl World {
         }
     }
 
-    /// Waits until `writers` writers are parked.
-    pub fn wait_parked(&self, writers: usize) {
+    /// Waits until `writers` writers are parked, and have done their quota for each resume if
+    /// `pace` gives them one.
+    pub fn wait_parked(&self, writers: usize, pace: Pace) {
+        let quotas = match pace {
+            Pace::PerEpoch(_) => writers as u64 * (self.resumes.load(Ordering::Acquire) + 1),
+            _ => 0,
+        };
         loop {
             let seen = self.has_parked.seen();
-            if self.parked.load(Ordering::Acquire) == writers {
+            let done = self.quotas_done.load(Ordering::Acquire) >= quotas;
+            if done && self.parked.load(Ordering::Acquire) == writers {
                 return;
             }
             self.has_parked.wait(seen, SLEEP);
         }
     }
 
-    fn park(&self) {
+    /// Waits for the end of the pause, or for a quota of a later resume than `done`.
+    fn park(&self, done: Option<u64>) {
         self.parked.fetch_add(1, Ordering::AcqRel);
         self.has_parked.notify();
         loop {
             let seen = self.wake_writers.seen();
-            if !self.paused.load(Ordering::Acquire) || self.stop.load(Ordering::Acquire) {
+            let has_quota = done.is_some_and(|done| self.resumes.load(Ordering::Acquire) != done);
+            if has_quota || !self.paused.load(Ordering::Acquire) || self.stop.load(Ordering::Acquire) {
                 break;
             }
             self.wake_writers.wait(seen, SLEEP);
@@ -142,20 +153,25 @@ impl World {
         let mut step_began = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
             let seen = self.wake_writers.seen();
-            if self.paused.load(Ordering::Acquire) {
-                self.park();
+            if let Pace::PerResume(count) | Pace::PerEpoch(count) = pace {
+                let resume = self.resumes.load(Ordering::Acquire);
+                if resume != last_resume {
+                    last_resume = resume;
+                    budget = if pages > 0 { count } else { 0 };
+                    if budget == 0 {
+                        self.quotas_done.fetch_add(1, Ordering::AcqRel);
+                    }
+                }
+            }
+            let unfinished = matches!(pace, Pace::PerEpoch(_)) && budget > 0;
+            if self.paused.load(Ordering::Acquire) && !unfinished {
+                self.park(matches!(pace, Pace::PerEpoch(_)).then_some(last_resume));
                 step_began = Instant::now();
                 continue;
             }
             match pace {
                 Pace::Unlimited => budget = 1,
-                Pace::PerResume(count) => {
-                    let resume = self.resumes.load(Ordering::Acquire);
-                    if resume != last_resume {
-                        last_resume = resume;
-                        budget = count;
-                    }
-                }
+                Pace::PerResume(_) | Pace::PerEpoch(_) => {}
                 Pace::PerSecond(rate) => {
                     let elapsed = step_began.elapsed();
                     if elapsed >= PACE_STEP {
@@ -167,8 +183,11 @@ impl World {
                 Pace::Idle => {}
             }
             if pages > 0 && (budget > 0 || self.take_burst()) {
-                budget -= u64::from(budget > 0);
                 self.write(chooser.next());
+                if budget > 0 {
+                    budget -= 1;
+                    self.quotas_done.fetch_add(u64::from(budget == 0), Ordering::AcqRel);
+                }
             } else {
                 let sleep = if matches!(pace, Pace::PerSecond(_)) { PACE_STEP } else { SLEEP };
                 self.wake_writers.wait(seen, sleep);

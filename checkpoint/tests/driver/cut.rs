@@ -168,6 +168,13 @@ impl Endpoint for CutEndpoint {
         }
         self.inner.write(writes)
     }
+    fn write_now(&self, writes: &[Write]) -> Result<usize, TransportError> {
+        if let (Err(error), Some(half)) = (self.switch.step(), writes.get(..writes.len() / 2)) {
+            let _ = self.inner.write_now(half);
+            return Err(error);
+        }
+        self.inner.write_now(writes)
+    }
     fn mark(&self, marker: u64) -> Result<(), TransportError> {
         self.switch.step()?;
         self.inner.mark(marker)

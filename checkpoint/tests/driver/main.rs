@@ -8,3 +8,4 @@ mod harness;
 mod ends;
 mod failures;
 mod takeover;
+mod throttle;

@@ -66,6 +66,26 @@ fn i2_with_copy_workers_depth_4_and_memory_that_cannot_be_registered() {
 }
 
 #[test]
+fn i2_with_large_epochs_sent_from_guest_memory_as_far_as_the_sockets_take_them() {
+    let large = SyntheticOptions {
+        regions: vec![9_000],
+        filled_pages: 9_000,
+        pace: Pace::PerEpoch(6_000),
+        pattern: Pattern::Uniform,
+        ..busy_guest()
+    };
+    let lab = Lab {
+        tune_primary: |options| {
+            options.spares = 8_000;
+            options.machine.low_water_spares = 4_000;
+            options.machine.sync_target_pages = 6_500;
+        },
+        ..Lab::new(large)
+    };
+    protect_kill_and_check(&lab, &[1, 10, 33, 60]);
+}
+
+#[test]
 fn i2_with_epochs_larger_than_staging() {
     let options = SyntheticOptions {
         pace: Pace::PerResume(3000),

@@ -58,6 +58,8 @@ pub struct World {
     pub memory: Vec<u64>,
     pub dirty: BTreeSet<u64>,
     pub running: bool,
+    /// It is kept paused by a checkpoint (the last one, if true) that waits for frames.
+    pub throttled: Option<bool>,
     pub destroyed: bool,
     pub primary_alive: bool,
     pub backup_alive: bool,
@@ -101,6 +103,7 @@ pub fn primary_config() -> PrimaryConfig {
         suspect_after: Duration::from_millis(100),
         sync_target_pages: 3,
         sync_max_rounds: 4,
+        throttle_pause: Duration::from_millis(20),
         solo_automatic: true,
         low_water_spares: 3,
         shared_arbiter: true,
@@ -151,6 +154,7 @@ impl World {
             memory: vec![0; PAGES as usize],
             dirty: BTreeSet::new(),
             running: true,
+            throttled: None,
             destroyed: false,
             primary_alive: true,
             backup_alive: true,
@@ -274,6 +278,10 @@ impl World {
     }
 
     pub fn capture(&mut self) {
+        if let Some(last) = self.throttled.take() {
+            self.place(last, &[]);
+            return self.pump_primary();
+        }
         match self.primary.next_work(self.now) {
             Work::Wait { .. } => {}
             Work::Round { round, everything } => {
@@ -300,11 +308,16 @@ impl World {
         let mark = self.primary.paused(self.now);
         assert!(mark.0 > self.gate.mark, "marks grow");
         self.gate.mark = mark.0;
-        let memory = self.memory.clone();
         let dirty = self.collect();
+        self.place(last, &dirty);
+    }
+
+    /// The guest is paused.
+    fn place(&mut self, last: bool, dirty: &[Extent]) {
+        let memory = self.memory.clone();
         let mut transfers = Vec::new();
         let mut actions = primary::Actions::new();
-        let placed = self.primary.place(&dirty, self.now, &mut transfers, &mut actions);
+        let placed = self.primary.place(dirty, self.now, &mut transfers, &mut actions);
         match placed {
             Ok(placed) => {
                 for transfer in &transfers {
@@ -333,7 +346,12 @@ impl World {
                 self.running = !last;
                 self.primary.epoch_posted(&placed, self.now, &mut actions);
             }
-            Err(NotTaken::Stalled | NotTaken::Overflow | NotTaken::Superseded) => {}
+            Err(NotTaken::Full { until }) => {
+                assert!(until > self.now, "asked to wait until the past");
+                self.throttled = Some(last);
+                self.running = false;
+            }
+            Err(NotTaken::Stalled | NotTaken::Overflow | NotTaken::Superseded) => self.running = true,
         }
         self.primary_queue.extend(actions);
     }

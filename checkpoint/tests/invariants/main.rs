@@ -4,6 +4,7 @@ mod chaos;
 mod endings;
 mod harness;
 mod refusals;
+mod throttle;
 
 use std::time::Duration;
 

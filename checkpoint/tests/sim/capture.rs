@@ -1,7 +1,7 @@
 //! What the capture thread does: rounds of a synchronization, and checkpoints step by step.
 
 use romulus_checkpoint::extent::{Extent, Transfer};
-use romulus_checkpoint::primary::Work;
+use romulus_checkpoint::primary::{NotTaken, Work};
 use romulus_checkpoint::{PAGE_BYTES, PageIndex, Time};
 
 use super::env::{Env, Progress, Step};
@@ -48,6 +48,12 @@ enum Stage {
         state: Vec<u8>,
         dirty: Vec<Extent>,
     },
+    /// No room yet: the guest stays paused.
+    Full {
+        last: bool,
+        state: Vec<u8>,
+        until: Time,
+    },
     Copy {
         last: bool,
         job: Job,
@@ -68,7 +74,11 @@ impl Capture {
     }
 
     pub fn wake_at(&self) -> Option<Time> {
-        self.until.filter(|_| self.is_idle())
+        match self.stage {
+            Stage::Idle => self.until,
+            Stage::Full { until, .. } => Some(until),
+            _ => None,
+        }
     }
 }
 
@@ -81,6 +91,14 @@ impl PrimaryProcess {
             Stage::Save { last } => self.save(last, host, env),
             Stage::Collect { last, state, early } => self.collect(last, state, early, host, env),
             Stage::Place { last, state, dirty } => self.place(last, state, dirty, host, env),
+            Stage::Full { last, state, until } if env.now < until && !self.capture.look => {
+                self.capture.stage = Stage::Full { last, state, until };
+                Ok(Progress::None)
+            }
+            Stage::Full { last, state, .. } => {
+                self.capture.look = false;
+                self.place(last, state, Vec::new(), host, env)
+            }
             Stage::Copy { last, job, pages } => self.copy(last, job, pages, host, env),
             Stage::Resume { job } => self.resume(job, host, env),
         }
@@ -238,6 +256,14 @@ impl PrimaryProcess {
         let mut transfers = Vec::new();
         let placed = self.machine.place(&dirty, env.now, &mut transfers, &mut self.actions);
         env.trace(|| format!("primary: {dirty:?} placed as {placed:?} {transfers:?}"));
+        if let Err(NotTaken::Full { until }) = placed {
+            env.oracle.stats.throttled += 1;
+            if until <= env.now {
+                env.oracle.violate("timer", "the guest is to stay paused until the past".into());
+            }
+            self.capture.stage = Stage::Full { last, state, until };
+            return self.called(env);
+        }
         let snapshot = host.guest.snapshot(&state);
         let stale = std::mem::replace(&mut self.capture.stale_state, state.clone());
         if env.mutant(Mutant::StaleState) && env.rng.percent(10) && !stale.is_empty() {

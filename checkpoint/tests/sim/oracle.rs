@@ -25,6 +25,8 @@ pub struct Stats {
     pub resumptions: u64,
     pub overflows: u64,
     pub stalls: u64,
+    /// Times that a guest stayed paused for want of frames.
+    pub throttled: u64,
     pub homings: u64,
     pub crashes: u64,
     pub takeovers: u64,

@@ -80,6 +80,7 @@ impl PrimaryProcess {
             suspect_after: scenario.primary_suspects,
             sync_target_pages: scenario.sync_target_pages,
             sync_max_rounds: scenario.sync_max_rounds,
+            throttle_pause: scenario.throttle_pause,
             solo_automatic: scenario.solo_automatic,
             low_water_spares: scenario.low_water_spares,
             shared_arbiter: scenario.shared_arbiter,

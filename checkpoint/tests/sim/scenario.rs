@@ -127,6 +127,7 @@ pub struct Scenario {
     pub backup_suspects: Duration,
     pub sync_target_pages: u64,
     pub sync_max_rounds: u64,
+    pub throttle_pause: Duration,
     pub low_water_spares: u64,
     /// Both hosts ask the same arbiter; otherwise there is none.
     pub shared_arbiter: bool,
@@ -212,6 +213,8 @@ impl Scenario {
             deed_at: rng.between(300, 3000),
             fault_steps: if sweep { 1500 } else { rng.between(1000, 4000) },
             restart_percent: rng.pick(&[50, 100, 100]),
+            // Drawn last, so that the other draws of a seed stay what they were.
+            throttle_pause: Duration::from_micros(rng.pick(&[0, 300, 5_000])),
             layout,
         }
     }

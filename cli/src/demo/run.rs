@@ -50,7 +50,10 @@ pub fn run_once(options: &DemoOptions) -> Result<RunReport, Failure> {
         interval_ms: options.interval,
         ..RunReport::default()
     };
-    let mut stage = Stage::new(machine, &program)?;
+    let mut stage = Stage::new(machine, &program).map_err(|failure| {
+        let without = if options.no_client { "" } else { "; --no-client shows the rest, without a network" };
+        Failure::new(failure.code, failure.message + without)
+    })?;
     if let Err(failure) = play(options, &mut stage, &mut report) {
         check_interrupted()?;
         println!("  FAILED: {failure}");

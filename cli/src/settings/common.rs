@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use romulus_transport::tcp::CongestionControl;
+
 use crate::exit::Failure;
 use crate::settings::fill_unset;
 
@@ -27,6 +29,7 @@ pub const COMMON_KEYS: &[&str] = &[
     "gid_index",
     "mtu_bytes",
     "streams",
+    "congestion",
     "pin",
     "spin_us",
     "record",
@@ -93,6 +96,13 @@ pub struct CommonOptions {
     #[arg(long, value_name = "N")]
     pub streams: Option<usize>,
 
+    /// TCP congestion control of the connection: `bursts` (cubic where the kernel has it: an epoch
+    /// leaves at once, unpaced), `system` (what the kernel is set to), or its name for one. Pacing
+    /// algorithms such as bbr cost CPU time and throughput on a network of one's own
+    /// [default: bursts]
+    #[arg(long, value_name = "NAME")]
+    pub congestion: Option<String>,
+
     /// Cores of the named threads: `off`, `auto`, or a list as in `capture=2,sender=3`
     /// [default: off]
     #[arg(long, value_name = "PLAN")]
@@ -126,6 +136,7 @@ impl CommonOptions {
                 gid_index,
                 mtu_bytes,
                 streams,
+                congestion,
                 pin,
                 spin_us,
                 record
@@ -174,6 +185,15 @@ impl CommonOptions {
         match self.streams.unwrap_or(2) {
             n @ 1..=16 => Ok(n),
             n => Err(Failure::usage(format!("--streams {n}: 1 to 16 are possible"))),
+        }
+    }
+
+    /// Congestion control of the connection.
+    pub fn congestion_control(&self) -> CongestionControl {
+        match self.congestion.as_deref() {
+            None | Some("bursts") => CongestionControl::Bursts,
+            Some("system") => CongestionControl::System,
+            Some(name) => CongestionControl::Named(name.to_owned()),
         }
     }
 

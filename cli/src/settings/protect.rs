@@ -52,8 +52,16 @@ pub struct ProtectOptions {
     #[arg(long, value_name = "MIB")]
     pub staging_mib: Option<u64>,
 
-    /// `staged` copies dirty pages and lets the guest run on while they are sent; `direct` sends
-    /// them from guest memory while it is paused [default: staged]
+    /// Back-pressure: how long the guest may stay paused, in milliseconds, until the backup has room
+    /// for its epoch (commits and copies home free it). Longer sustains heavier loads; what does not
+    /// fit in time joins the next epoch, and more than --spare-mib forces a new full
+    /// synchronization. 0 turns it off [default: 1000]
+    #[arg(long, value_name = "MS")]
+    pub throttle_ms: Option<u64>,
+
+    /// `staged` copies dirty pages (of a large epoch those that the network does not take at once)
+    /// and lets the guest run on while they are sent; `direct` sends all of them from guest memory
+    /// while it is paused [default: staged]
     #[arg(long, value_name = "MODE")]
     pub capture: Option<String>,
 
@@ -117,6 +125,7 @@ impl ProtectOptions {
                 depth,
                 spare_mib,
                 staging_mib,
+                throttle_ms,
                 capture,
                 copy_threads,
                 scan_threads,
@@ -161,6 +170,11 @@ impl ProtectOptions {
     /// Staging memory in bytes.
     pub fn staging_bytes(&self) -> Result<u64, Failure> {
         Ok(bounded("--staging-mib", self.staging_mib.unwrap_or(64), 2, 1 << 20)? << 20)
+    }
+
+    /// How long the guest may stay paused for want of room at the backup.
+    pub fn throttle_pause(&self) -> Result<Duration, Failure> {
+        Ok(Duration::from_millis(bounded("--throttle-ms", self.throttle_ms.unwrap_or(1000), 0, 60_000)?))
     }
 
     /// Largest state in bytes.

@@ -76,6 +76,7 @@ pub(super) struct Counts {
 pub(super) struct Level {
     pub(super) held_packets: u64,
     pub(super) held_bytes: u64,
+    pub(super) in_packets: u64,
     pub(super) out_packets: u64,
     pub(super) out_bytes: u64,
     pub(super) bound_hits: u64,
@@ -257,8 +258,10 @@ impl Nic {
         let counts = &self.counts;
         // Out before in: what is counted between the two reads makes the level larger, not negative.
         let (out_packets, out_bytes) = (load(&counts.out_packets), load(&counts.out_bytes));
+        let in_packets = load(&counts.in_packets);
         Level {
-            held_packets: load(&counts.in_packets).saturating_sub(out_packets),
+            held_packets: in_packets.saturating_sub(out_packets),
+            in_packets,
             held_bytes: load(&counts.in_bytes).saturating_sub(out_bytes),
             out_packets,
             out_bytes,

@@ -129,6 +129,15 @@ impl RedirectGate {
         Ok(())
     }
 
+    /// Packets read from all cards and packets let go, since the gate was made; cheaper than
+    /// [`status`](Self::status).
+    pub fn passed(&self) -> (u64, u64) {
+        self.shared.nics.iter().fold((0, 0), |(read, released), (_, nic)| {
+            let level = nic.level();
+            (read + level.in_packets, released + level.out_packets)
+        })
+    }
+
     /// How each card stands.
     pub fn status(&self) -> Vec<GateStatus> {
         let holding = lock(&self.shared.links).closed;

@@ -1,14 +1,14 @@
-//! A ring of frames in memory that is mapped once: one side fills it, the other empties it, and
+//! A queue of frames in memory that is mapped once: one side fills it, the other empties it, and
 //! neither waits for the other.
 //!
-//! Positions count bytes and never go back; a position modulo the length is a place. Each frame is
-//! contiguous behind a small header. Where the rest of the ring is too short for the longest frame
-//! it is skipped; an empty ring begins anew at its first place, so that a gate that holds little
-//! touches little memory.
+//! The memory is cut into chunks. A frame is contiguous, behind a small header; what is left of a
+//! chunk when the longest frame does not fit is skipped. Chunks that were emptied last are filled
+//! first, so that a gate that holds little touches little memory, and that is warm. Positions count
+//! bytes through all chunks ever filled, in order, and never go back.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -18,15 +18,19 @@ pub(super) const MAX_FRAME_BYTES: usize = 65_536 + 64;
 const HEADER_BYTES: usize = 16;
 /// Room asked for before a frame of unknown length is read.
 const ROOM_BYTES: u64 = (MAX_FRAME_BYTES + HEADER_BYTES) as u64;
-/// Length in a header that says: go on at the ring's begin.
+/// Length of a chunk: some cache, and little lost at its end.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// Chunks at least: one is filled while another is emptied.
+const LEAST_CHUNKS: u64 = 4;
+/// Length in a header that says: go on in the next chunk.
 const SKIP: u32 = u32::MAX;
-/// An empty ring begins anew once its place is beyond this: about a second-level cache.
-const KEEP_WARM_BYTES: u64 = 512 << 10;
 
 struct Shared {
     memory: MmapRaw,
-    /// Length in bytes, a multiple of the header's.
-    len: u64,
+    /// The chunk at each place in the order of filling, modulo the number of chunks.
+    order: Box<[AtomicU32]>,
+    /// Chunks that hold nothing, the one emptied last at the end. Taken and given back once a chunk.
+    free: Mutex<Vec<u32>>,
     /// Everything before it is written.
     head: AtomicU64,
     /// Everything before it was taken.
@@ -43,7 +47,7 @@ pub(super) struct Consumer {
     shared: Arc<Shared>,
 }
 
-/// Tells where a ring stands, from any thread.
+/// Tells where a queue stands, from any thread.
 #[derive(Clone)]
 pub(super) struct Watch {
     shared: Arc<Shared>,
@@ -56,12 +60,16 @@ pub(super) struct Frame<'a> {
     pub(super) stamp: u64,
 }
 
-/// Maps a ring of about `len_bytes`, which the system backs with memory as it is touched.
+/// Maps a queue of about `len_bytes`, which the system backs with memory as it is touched.
 pub(super) fn ring(len_bytes: u64) -> io::Result<(Producer, Consumer, Watch)> {
-    let len = len_bytes.max(4 * ROOM_BYTES).next_multiple_of(HEADER_BYTES as u64);
-    let size = usize::try_from(len).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let too_long = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+    let chunks = u32::try_from(len_bytes.div_ceil(CHUNK_BYTES).max(LEAST_CHUNKS)).map_err(too_long)?;
+    let size = usize::try_from(u64::from(chunks) * CHUNK_BYTES).map_err(too_long)?;
     let memory = MmapRaw::from(MmapOptions::new().len(size).no_reserve_swap().map_anon()?);
-    let shared = Arc::new(Shared { memory, len, head: AtomicU64::new(0), tail: AtomicU64::new(0) });
+    let order = (0..chunks).map(|_| AtomicU32::new(0)).collect();
+    // The first is being filled from the beginning.
+    let free = Mutex::new((1..chunks).rev().collect());
+    let shared = Arc::new(Shared { memory, order, free, head: AtomicU64::new(0), tail: AtomicU64::new(0) });
     Ok((Producer { shared: Arc::clone(&shared) }, Consumer { shared: Arc::clone(&shared) }, Watch { shared }))
 }
 
@@ -78,38 +86,41 @@ impl Watch {
 }
 
 impl Shared {
-    /// The place of a position.
-    fn place(&self, position: u64) -> usize {
-        (position % self.len) as usize
+    fn chunk_at(&self, position: u64) -> &AtomicU32 {
+        &self.order[(position / CHUNK_BYTES % self.order.len() as u64) as usize]
     }
 
-    fn left_in_lap(&self, position: u64) -> u64 {
-        self.len - position % self.len
+    /// The place of a position in memory.
+    fn place(&self, position: u64) -> usize {
+        let chunk = u64::from(self.chunk_at(position).load(Ordering::Relaxed));
+        (chunk * CHUNK_BYTES + position % CHUNK_BYTES) as usize
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// The first position of the chunk after the one of this position.
+fn next_chunk(position: u64) -> u64 {
+    (position / CHUNK_BYTES + 1) * CHUNK_BYTES
+}
+
 impl Producer {
-    /// Room for one frame of any length, or `None` when the ring is full.
+    /// Room for one frame of any length, or `None` when no chunk is free.
     pub(super) fn room(&mut self) -> Option<&mut [u8]> {
-        let shared = &*self.shared;
-        let mut head = shared.head.load(Ordering::Relaxed);
-        let tail = shared.tail.load(Ordering::Acquire);
-        let left = shared.left_in_lap(head);
-        let begins_anew = tail == head && head % shared.len >= KEEP_WARM_BYTES;
-        let skipped = if left < ROOM_BYTES || begins_anew { left } else { 0 };
-        if shared.len - (head - tail) < skipped + ROOM_BYTES {
-            return None;
-        }
-        if skipped > 0 {
-            // Never less than a header: positions and the length are multiples of it.
+        let mut head = self.shared.head.load(Ordering::Relaxed);
+        if next_chunk(head) - head < ROOM_BYTES {
+            let chunk = self.shared.free().pop()?;
+            // A header always fits: positions are multiples of its length.
             self.write_header(head, SKIP, 0);
-            head += skipped;
+            head = next_chunk(head);
+            self.shared.chunk_at(head).store(chunk, Ordering::Relaxed);
             self.shared.head.store(head, Ordering::Release);
         }
         let place = self.shared.place(head) + HEADER_BYTES;
-        // SAFETY: `ROOM_BYTES` from the head on are inside the mapping (the lap is long enough) and
-        // behind no frame that the consumer may read (checked against the tail above); there is one
-        // producer, borrowed for as long as the slice lives.
+        // SAFETY: `ROOM_BYTES` from the head on are inside its chunk, which the consumer reads only up
+        // to the head; there is one producer, borrowed for as long as the slice lives.
         Some(unsafe {
             std::slice::from_raw_parts_mut(self.shared.memory.as_mut_ptr().add(place), MAX_FRAME_BYTES)
         })
@@ -129,8 +140,8 @@ impl Producer {
         header[..4].copy_from_slice(&length.to_ne_bytes());
         header[8..].copy_from_slice(&stamp.to_ne_bytes());
         let place = self.shared.place(position);
-        // SAFETY: a header at a multiple of its length is inside the mapping, and before the head is
-        // moved beyond it the consumer does not read it.
+        // SAFETY: a header at a multiple of its length is inside its chunk, and before the head is moved
+        // beyond it the consumer does not read it.
         unsafe {
             let target = self.shared.memory.as_mut_ptr().add(place);
             std::ptr::copy_nonoverlapping(header.as_ptr(), target, HEADER_BYTES);
@@ -156,10 +167,12 @@ impl Consumer {
             let length = u32::from_ne_bytes(header[..4].try_into().expect("four bytes"));
             let stamp = u64::from_ne_bytes(header[8..].try_into().expect("eight bytes"));
             if length == SKIP {
-                shared.tail.store(tail + shared.left_in_lap(tail), Ordering::Release);
+                let emptied = shared.chunk_at(tail).load(Ordering::Relaxed);
+                shared.tail.store(next_chunk(tail), Ordering::Release);
+                shared.free().push(emptied);
                 continue;
             }
-            // SAFETY: as above, for the frame behind its header, which does not cross the end.
+            // SAFETY: as above, for the frame behind its header, which does not leave its chunk.
             let bytes = unsafe {
                 std::slice::from_raw_parts(shared.memory.as_ptr().add(place + HEADER_BYTES), length as usize)
             };
@@ -196,14 +209,14 @@ mod tests {
 
     #[test]
     fn frames_come_out_as_they_went_in_over_many_laps() {
-        let (mut producer, mut consumer, watch) = ring(300_000).unwrap();
+        let (mut producer, mut consumer, watch) = ring(0).unwrap();
         let length = |number: u64| (number * 7919 % 3000) as usize + 14;
         let (mut sent, mut received) = (0, 0);
-        while received < 20_000 {
-            while sent < received + 40 && put(&mut producer, sent, length(sent)) {
+        while received < 50_000 {
+            while sent < received + 1_700 && put(&mut producer, sent, length(sent)) {
                 sent += 1;
             }
-            for _ in 0..23 {
+            for _ in 0..1_500 {
                 let Some(taken) = take(&mut consumer, u64::MAX) else { break };
                 assert_eq!(taken, (received, length(received)));
                 received += 1;
@@ -220,7 +233,7 @@ mod tests {
         while put(&mut producer, sent, 1500) {
             sent += 1;
         }
-        assert!(sent > 100, "{sent} frames fit");
+        assert!(sent > 2_000, "{sent} frames fit");
         assert_eq!(take(&mut consumer, u64::MAX), Some((0, 1500)));
         for number in 1..sent {
             assert_eq!(take(&mut consumer, u64::MAX), Some((number, 1500)));
@@ -249,13 +262,16 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_ring_stays_in_its_first_part() {
+    fn little_that_is_held_touches_little_memory() {
         let (mut producer, mut consumer, _) = ring(64 << 20).unwrap();
+        let mut highest = 0;
         for number in 0..100_000 {
             assert!(put(&mut producer, number, 1500));
-            assert!(take(&mut consumer, u64::MAX).is_some());
-            let place = producer.shared.place(producer.shared.head.load(Ordering::Relaxed));
-            assert!((place as u64) < KEEP_WARM_BYTES + ROOM_BYTES, "{place}");
+            if number >= 1_000 {
+                assert!(take(&mut consumer, u64::MAX).is_some());
+            }
+            highest = highest.max(producer.shared.place(producer.shared.head.load(Ordering::Relaxed)));
         }
+        assert!(highest as u64 <= 4 * CHUNK_BYTES, "{highest} for 1.5 MB that are held");
     }
 }

@@ -1,10 +1,13 @@
 //! Which gate holds the output of each of a guest's network cards.
 
+mod buffer;
 mod cards;
 
 use romulus_checkpoint::gate::GateError;
 use romulus_host::gate::NicSpec;
 
+pub(crate) use buffer::remove as remove_buffers;
+pub use buffer::{BufferGate, objects_of};
 pub use cards::{Card, cards};
 
 use crate::error::QemuError;

@@ -12,7 +12,7 @@ use super::run_state::RunState;
 use super::{PauseDetail, QemuGuest};
 use crate::discover::{Inventory, identity, ram, refusal};
 use crate::error::QemuError;
-use crate::gates::{self, CardGate, GateChoices, cards};
+use crate::gates::{self, BufferGate, Card, CardGate, GateChoices, cards};
 use crate::process::Process;
 use crate::qmp::{Client, Prepared, QmpError};
 use crate::stream::{ROM_REGION, RomRecord};
@@ -70,7 +70,20 @@ fn plan_gates(
     })
 }
 
+fn buffered(gates: &[CardGate]) -> Vec<Card> {
+    let card = |gate: &CardGate| match gate {
+        CardGate::Buffer(card) => Some(card.clone()),
+        _ => None,
+    };
+    gates.iter().filter_map(card).collect()
+}
+
 impl QemuGuest {
+    /// The gate of the cards that QEMU itself holds.
+    pub fn buffers(&self) -> BufferGate {
+        self.buffers.clone()
+    }
+
     /// The gates that its cards are to have.
     pub fn gates(&self) -> &[CardGate] {
         &self.gates
@@ -139,6 +152,7 @@ impl QemuGuest {
             client,
             process,
             reported_death: false,
+            buffers: BufferGate::new(buffered(&gates)),
             gates,
             options,
         })

@@ -20,7 +20,7 @@ use serde_json::json;
 pub use options::{GuestOptions, SaveBy};
 
 use crate::error::QemuError;
-use crate::gates::CardGate;
+use crate::gates::{BufferGate, CardGate};
 use crate::process::Process;
 use crate::qmp::{Client, Prepared, QmpError};
 use crate::stream::RomRecord;
@@ -69,6 +69,7 @@ pub struct QemuGuest {
     process: Process,
     reported_death: bool,
     gates: Vec<CardGate>,
+    buffers: BufferGate,
     options: GuestOptions,
 }
 
@@ -223,6 +224,11 @@ impl QemuGuest {
     fn let_go(&mut self) -> Result<(), QemuError> {
         if let Some(mut savers) = self.savers.take() {
             savers.release(&mut self.client);
+        }
+        if let Err(error) = self.buffers.serve(&mut self.client)
+            && self.process.is_alive()
+        {
+            tracing::warn!(%error, "the guest's output stays held inside QEMU");
         }
         let stopped = match self.tracker.take() {
             Some(mut tracker) => {

@@ -88,8 +88,13 @@ impl Guest for QemuGuest {
             });
         };
         let outcome = savers.save(&mut self.client, into, &mut self.rom, with_rom);
+        // Behind the save, whose answer may be on its way already. The guest stands still.
+        let marked = self.buffers.serve_mark(&mut self.client);
         self.absorb_events();
         self.detail.note("qmp_save", start);
+        if let Err(error) = marked {
+            return Err(self.seam_error(error, "marking the output that QEMU holds"));
+        }
         match outcome {
             Ok(saved) => {
                 self.rom_dirty_pages = self.rom_dirty_pages.max(saved.rom_pages);
@@ -147,6 +152,11 @@ impl Guest for QemuGuest {
             Ok(_) => {}
             Err(QmpError::Closed) => self.notice_death(),
             Err(error) => tracing::warn!(%error, "reading QEMU's events"),
+        }
+        if !self.client.is_closed()
+            && let Err(error) = self.buffers.serve(&mut self.client)
+        {
+            tracing::warn!(%error, "letting go of output that QEMU holds");
         }
         self.absorb_events();
         self.run.next()

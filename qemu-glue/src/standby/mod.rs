@@ -125,12 +125,22 @@ impl QemuStandby {
             return Err(incoming.child.failed("cont", error));
         }
         let resume = start.elapsed();
+        announce(&mut incoming.client);
         let Incoming { mut child, .. } = incoming;
         child.keep();
         let guest = ActiveGuest { pid: child.process().pid(), qmp: child.qmp(), load, resume };
         tracing::info!(pid = guest.pid, qmp = %guest.qmp.display(), ?load, ?resume, "the standby is the guest now");
         self.active = Some((child, guest));
         Ok(())
+    }
+}
+
+/// Tells switches and neighbours where the guest is now, at once and again and again. Loading the
+/// state has begun that already; this goes on for longer, from the moment at which the guest runs.
+fn announce(client: &mut Client) {
+    let plan = json!({"initial": 20, "max": 1000, "rounds": 12, "step": 80});
+    if let Err(error) = client.execute("announce-self", plan) {
+        tracing::warn!(%error, "QEMU does not announce the guest on its networks again");
     }
 }
 

@@ -17,8 +17,7 @@ use super::pair::{ARENA_BYTES, Pair, Place, expect_end, expect_parts, patient};
 /// Writes through a spoilt answer: refused by name, and the arena is as it was.
 fn refused(place: &Place, spoil: impl FnOnce(&mut Answer), offset: u64) {
     let pair = Pair::of(place.socket(), patient(), patient(), spoil).expect("a connection");
-    pair.initiator.write(&[pair.write(offset, 4096)]).expect("posting");
-    let posted = pair.initiator.mark(1);
+    let posted = pair.initiator.write(&[pair.write(offset, 4096)]).and_then(|()| pair.initiator.mark(1));
     let reason = expect_end(&*pair.initiator);
     let CloseReason::Failed(text) = &reason else { panic!("{reason:?}") };
     expect_parts(text, &["IBV_WC_REM_ACCESS_ERR", "write 1 on data queue pair", "key"]);

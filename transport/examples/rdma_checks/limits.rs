@@ -1,5 +1,6 @@
 //! Memory that cannot be registered, and much that can.
 
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::Command;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -74,10 +75,29 @@ pub fn too_low_a_memory_limit_is_named(place: &Place) {
     expect_parts(&not_even_a_connection, &["refused:", "65536 bytes (RLIMIT_MEMLOCK)"]);
 }
 
-/// As foreign mappings are: the kernel cannot reach the pages.
+/// A mapping of a file that has only half its length: as with foreign mappings, the kernel
+/// cannot reach the pages.
+fn map_beyond_a_file(len_bytes: usize) -> Memory {
+    // SAFETY: a name with its end, and flags.
+    let file = unsafe { libc::memfd_create(c"half".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(file >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: a new descriptor that nobody else owns.
+    let file = std::fs::File::from(unsafe { std::os::fd::OwnedFd::from_raw_fd(file) });
+    file.set_len(len_bytes as u64 / 2).expect("half the length");
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let address = unsafe {
+        libc::mmap(std::ptr::null_mut(), len_bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
+    assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    let base = NonNull::new(address.cast()).expect("an address");
+    // SAFETY: the owner keeps it mapped; nobody reads or writes it through a reference.
+    unsafe { Memory::new(base, len_bytes, Arc::new(Mapping(base, len_bytes))) }
+}
+
 pub fn memory_that_cannot_be_pinned_is_named(place: &Place) {
     let pair = Pair::new(place);
-    let refused = pair.initiator.register(map(1 << 20, libc::PROT_NONE));
+    let refused = pair.initiator.register(map_beyond_a_file(1 << 20));
     let Err(TransportError::Registration(why)) = refused else { panic!("{refused:?}") };
     expect_parts(&why, &["1048576 bytes", "cannot be pinned", "staged capture"]);
     // Memory that may only be read can be sent, but not exposed.

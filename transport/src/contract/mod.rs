@@ -9,6 +9,7 @@ mod death;
 mod fences;
 mod handshake;
 mod messages;
+mod now;
 mod pair;
 mod pattern;
 mod placement;
@@ -24,6 +25,7 @@ pub use death::*;
 pub use fences::*;
 pub use handshake::*;
 pub use messages::*;
+pub use now::*;
 pub use placement::*;
 pub use through::*;
 
@@ -71,6 +73,7 @@ checks!(
     writes_out_of_bounds_are_refused_whole,
     the_responder_cannot_write,
     registered_regions_are_told_apart,
+    what_is_written_now_may_change_at_once,
     a_fence_comes_after_every_write_before_it,
     markers_come_in_order_and_none_is_left_out,
     markers_need_not_grow,

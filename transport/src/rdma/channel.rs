@@ -19,13 +19,17 @@ use super::wire::{
 use crate::arena::Arena;
 use crate::error::{CloseReason, TransportError};
 use crate::fabric::{Channel, Endpoint, Listener};
-use crate::stream::StreamConfig;
 use crate::stream::acceptor::StreamListener;
 use crate::stream::dialog::{Dialog, io_error};
 use crate::stream::heartbeat::Heartbeat;
 use crate::stream::link::Link;
+use crate::stream::{CongestionControl, StreamConfig};
 
 impl RdmaConfig {
+    fn streams(&self) -> usize {
+        self.streams.clamp(1, MAX_STREAMS)
+    }
+
     fn stream(&self) -> StreamConfig {
         StreamConfig {
             heartbeat_every: self.heartbeat_every,
@@ -33,11 +37,13 @@ impl RdmaConfig {
             preface_timeout: self.preface_timeout,
             strangers_max: self.strangers_max,
             socket_buffer_bytes: None,
+            congestion_control: CongestionControl::System,
             on_thread_start: self.on_thread_start.clone(),
         }
     }
 
-    fn choose(&self, local: IpAddr, peer: Option<&Common>) -> Result<Choice, TransportError> {
+    /// What a connection uses whose control connection has this address here.
+    pub(super) fn choose(&self, local: IpAddr, peer: Option<&Common>) -> Result<Choice, TransportError> {
         let peer = peer.filter(|peer| peer.link == WireLink::Ethernet);
         choose(&devices()?, self, local, peer.map(|peer| peer.gid.into()))
     }
@@ -260,11 +266,5 @@ impl Channel for RdmaChannel {
             }
             _ => Err(TransportError::Invalid("the initiator alone passes the answer".into())),
         }
-    }
-}
-
-impl RdmaConfig {
-    fn streams(&self) -> usize {
-        self.streams.clamp(1, MAX_STREAMS)
     }
 }

@@ -104,7 +104,6 @@ fn usable_ports<'a>(
 }
 
 /// The GID with the lowest rank, or the one asked for.
-#[expect(clippy::type_complexity)]
 fn choose_gid(
     device: &DeviceInfo,
     port: &PortInfo,

@@ -6,13 +6,14 @@ use std::net::Ipv6Addr;
 use std::path::Path;
 
 use super::devices::{DeviceInfo, GidInfo, GidKind, LinkKind, PortInfo, PortState};
-use super::verbs::{Context, LinkLayer, OpenError, PortAttributes};
+use super::verbs::{Context, LinkLayer, OpenError, PortAttributes, prepare};
 use crate::error::TransportError;
 
 const SYSFS: &str = "/sys/class/infiniband";
 
 /// See [`super::devices::devices`].
 pub(super) fn devices() -> Result<Vec<DeviceInfo>, TransportError> {
+    prepare();
     let list = ibverbs::devices().map_err(|error| TransportError::NoDevice(no_list(&error)))?;
     let found: Vec<DeviceInfo> = list.iter().filter_map(|device| describe(&device)).collect();
     if found.is_empty() {

@@ -1,12 +1,13 @@
 //! An established connection over RDMA.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::credits::Ledger;
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Stop};
 use super::outbox::Outbox;
 use super::poster::Poster;
 use super::registration::Registered;
@@ -50,6 +51,34 @@ impl Shared {
             self.ledger.set_told(&credits);
         }
         told
+    }
+
+    /// Ends the connection because of what a receive came to.
+    fn end_because(&self, stop: Stop) {
+        let reason = match stop {
+            Stop::Ended(reason) => reason,
+            Stop::Flushed(reason) => {
+                self.look_for_failures();
+                reason
+            }
+        };
+        self.link.end(reason);
+    }
+
+    /// Failed requests are completions that nobody may be waiting for. Whoever holds a lock is
+    /// looking already.
+    pub(super) fn look_for_failures(&self) {
+        let look = |result: Option<io::Result<bool>>| {
+            if let Some(Err(error)) = result {
+                self.link.end(CloseReason::Failed(error.to_string()));
+            }
+        };
+        if let Ok(mut poster) = self.poster.try_lock() {
+            look(poster.as_mut().map(Poster::look));
+        }
+        if let Ok(mut outbox) = self.outbox.try_lock() {
+            look(outbox.as_mut().map(Outbox::look));
+        }
     }
 
     pub(super) fn set_port_down(&self, is_down: bool) {
@@ -179,7 +208,9 @@ impl Endpoint for RdmaEndpoint {
             }
             // Looked at before the queue: what comes into it later is not missed.
             let is_over = link.lost().is_some() || link.end_reason().is_some();
-            while inbox.look(link) {}
+            if let Some(stop) = inbox.look() {
+                self.shared.end_because(stop);
+            }
             let event = inbox.take_event(ledger, message).map_err(failed)?;
             if ledger.is_due() {
                 self.shared.tell_credits();

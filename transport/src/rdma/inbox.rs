@@ -44,17 +44,47 @@ struct Received {
 pub(super) struct Inbox {
     received: Received,
     waiter: Waiter,
+    /// Found, and not told yet.
+    stop: Option<Stop>,
 }
 
 /// Why nothing more comes in.
-enum Stop {
-    Failed(String),
-    Violation(String),
+#[derive(Debug)]
+pub(super) enum Stop {
+    Ended(CloseReason),
+    /// A receive was thrown away because its queue pair had failed: somewhere else is the cause.
+    /// If it is nowhere, this is.
+    Flushed(CloseReason),
 }
 
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
-        Stop::Failed(error.to_string())
+        Stop::Ended(CloseReason::Failed(error.to_string()))
+    }
+}
+
+fn failed(what: String) -> Stop {
+    Stop::Ended(CloseReason::Failed(what))
+}
+
+fn violation(what: String) -> Stop {
+    Stop::Ended(CloseReason::Violation(what))
+}
+
+/// A failed receive. The responder posts nothing on its data queue pairs, so they fail only by
+/// what the peer asks of them.
+fn why_failed(completion: &Completion) -> Stop {
+    let id = WorkId::decode(completion.id);
+    match id {
+        Some(WorkId { work: Work::MarkerReceive, lane, .. }) if completion.status == FLUSHED => {
+            Stop::Flushed(CloseReason::Violation(format!(
+                "data queue pair {lane} (number {}) refused a request: the peer wrote where it may not, or with \
+                 a wrong key",
+                completion.queue_pair
+            )))
+        }
+        _ if completion.status == FLUSHED => Stop::Flushed(CloseReason::Failed(describe(completion))),
+        _ => failed(describe(completion)),
     }
 }
 
@@ -86,7 +116,7 @@ impl Received {
     fn take(&mut self, completion: &Completion) -> Result<(), Stop> {
         let id = WorkId::decode(completion.id);
         if completion.status != 0 {
-            return Err(Stop::Failed(describe(completion)));
+            return Err(why_failed(completion));
         }
         match id {
             Some(WorkId { work: Work::MessageReceive, number, .. }) => {
@@ -96,30 +126,30 @@ impl Received {
             Some(WorkId { work: Work::MarkerReceive, lane, number }) => {
                 self.take_marker(lane.into(), number, completion.len_bytes)
             }
-            _ => Err(Stop::Failed(format!("an unknown receive {:#x} was completed", completion.id))),
+            _ => Err(failed(format!("an unknown receive {:#x} was completed", completion.id))),
         }
     }
 
     fn take_marker(&mut self, lane: usize, slot: u64, len_bytes: u32) -> Result<(), Stop> {
         let Some(exposed) = &self.exposed else {
-            return Err(Stop::Failed("a marker came to the initiator".into()));
+            return Err(failed("a marker came to the initiator".into()));
         };
         if len_bytes as usize != MARKER_BYTES {
-            return Err(Stop::Violation(format!("a marker of {len_bytes} bytes instead of {MARKER_BYTES}")));
+            return Err(violation(format!("a marker of {len_bytes} bytes instead of {MARKER_BYTES}")));
         }
         let mut bytes = [0; MARKER_BYTES];
         exposed.marker_slots.memory().read(marker_offset(lane, slot), &mut bytes);
         let marker = u64::from_le_bytes(bytes);
         if marker == 0 || marker == u64::MAX {
-            return Err(Stop::Violation(format!("marker {marker}, which is reserved")));
+            return Err(violation(format!("marker {marker}, which is reserved")));
         }
         match self.fences.arrive(self.markers[lane], marker) {
             Arrival::Counted | Arrival::Complete => self.markers[lane] += 1,
             Arrival::Disagrees => {
                 let what = format!("marker {marker} on data queue pair {lane} is another on another one");
-                return Err(Stop::Violation(what));
+                return Err(violation(what));
             }
-            Arrival::Full => return Err(Stop::Violation("more markers than there were credits for".into())),
+            Arrival::Full => return Err(violation("more markers than there were credits for".into())),
         }
         post_marker_receive(&exposed.pairs[lane], &exposed.marker_slots, lane, slot)?;
         Ok(())
@@ -162,23 +192,20 @@ impl Inbox {
                 markers: vec![0; lanes],
             },
             waiter: Waiter::new(queue, spin),
+            stop: None,
         }
     }
 
-    /// Takes in what has arrived; says whether there was anything. A failure ends the connection.
-    pub(super) fn look(&mut self, link: &Link) -> bool {
-        let queue = &self.waiter.queue;
-        match self.received.look(queue) {
-            Ok(found) => found,
-            Err(Stop::Failed(what)) => {
-                link.end(CloseReason::Failed(what));
-                false
-            }
-            Err(Stop::Violation(what)) => {
-                link.end(CloseReason::Violation(what));
-                false
+    /// Takes in all that has arrived; says why nothing more comes, once.
+    pub(super) fn look(&mut self) -> Option<Stop> {
+        while self.stop.is_none() {
+            match self.received.look(&self.waiter.queue) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(why) => self.stop = Some(why),
             }
         }
+        self.stop.take()
     }
 
     /// What can be handed out.
@@ -203,22 +230,16 @@ impl Inbox {
 
     /// Waits until something may have come, or the link's `wake` is raised.
     pub(super) fn wait(&mut self, link: &Link, deadline: Instant) -> io::Result<()> {
-        let Self { received, waiter } = self;
+        let Self { received, waiter, stop } = self;
         let queue = Arc::clone(&waiter.queue);
-        let mut stop = None;
         waiter.wait(&[&link.wake], Some(deadline), || match received.look(&queue) {
             Ok(found) => Ok(found),
             Err(why) => {
-                stop = Some(why);
+                stop.get_or_insert(why);
                 Ok(true)
             }
         })?;
         link.wake.clear();
-        match stop {
-            Some(Stop::Failed(what)) => drop(link.end(CloseReason::Failed(what))),
-            Some(Stop::Violation(what)) => drop(link.end(CloseReason::Violation(what))),
-            None => {}
-        }
         Ok(())
     }
 

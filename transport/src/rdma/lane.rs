@@ -8,6 +8,10 @@ use super::verbs::{MemoryRegion, QueuePair, SendList};
 /// Writes posted with one doorbell, at most.
 const BATCH_MAX: usize = 32;
 
+/// A list reports its completion when it ends at least this part of the depth without a report:
+/// seldom enough not to wake a waiting poster for each write, often enough that room comes early.
+const SILENT: u64 = 8;
+
 /// A contiguous piece of a write, under one local and one remote key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
@@ -38,6 +42,8 @@ pub(super) struct Lane {
     completed: u64,
     /// Requests on their way at a time, at most.
     depth: u64,
+    /// Requests since the last that reports its completion, those in the list apart.
+    silent: u64,
     /// Bytes given to this lane so far, and those in the list.
     bytes: u64,
     listed_bytes: u64,
@@ -45,7 +51,7 @@ pub(super) struct Lane {
 
 impl Lane {
     pub(super) fn new(pair: QueuePair, index: usize, depth: u32, sges: usize) -> Self {
-        // A signalled request at least every quarter of the depth, so that room comes early.
+        // With `SILENT`, some request on a full lane reports its completion.
         let batch = BATCH_MAX.min(depth as usize / 4).max(1);
         Lane {
             pair,
@@ -55,6 +61,7 @@ impl Lane {
             posted: 0,
             completed: 0,
             depth: depth.into(),
+            silent: 0,
             bytes: 0,
             listed_bytes: 0,
         }
@@ -149,13 +156,18 @@ impl Lane {
         if self.list.is_empty() {
             return Ok(());
         }
-        self.list.signal_last();
+        self.silent += self.list.len() as u64;
+        if self.silent >= self.depth / SILENT {
+            self.list.signal_last();
+            self.silent = 0;
+        }
         self.pair.post(&mut self.list)
     }
 
     /// Posts a marker that lies in a region; there must be room, and the list must be empty.
     pub(super) fn mark(&mut self, region: &MemoryRegion, offset: usize, len_bytes: usize) -> io::Result<()> {
         self.posted += 1;
+        self.silent = 0;
         self.pair.send(region, offset, len_bytes, self.id(Work::Marker))
     }
 }

@@ -15,7 +15,10 @@
 //! Threads of an established connection: `rom-heartbeat` on both sides; a listener has
 //! `rom-accept`. Writes, markers, messages and completions are handled in the calling threads.
 
+#[cfg(feature = "rdma")]
 mod choice;
+#[cfg(all(test, feature = "rdma"))]
+mod choice_tests;
 pub mod devices;
 pub mod wire;
 
@@ -149,6 +152,7 @@ impl std::fmt::Debug for RdmaConfig {
 /// Connects and listens over RDMA.
 #[derive(Clone, Debug, Default)]
 pub struct RdmaFabric {
+    #[cfg_attr(not(feature = "rdma"), expect(dead_code))]
     config: RdmaConfig,
 }
 
@@ -156,6 +160,18 @@ impl RdmaFabric {
     /// A fabric with these knobs. Looks at no device yet: connecting and listening do.
     pub fn new(config: RdmaConfig) -> Self {
         RdmaFabric { config }
+    }
+
+    /// Looks whether there is a device as the knobs say, with an active port.
+    ///
+    /// # Errors
+    /// [`TransportError::NoDevice`] where there is none to use, [`TransportError::Invalid`] where
+    /// the knobs name a device, port, GID or MTU that is not there; both with what is.
+    pub fn check(&self) -> Result<(), TransportError> {
+        #[cfg(feature = "rdma")]
+        return self.config.choose(std::net::Ipv4Addr::UNSPECIFIED.into(), None).map(drop);
+        #[cfg(not(feature = "rdma"))]
+        return Err(built_without());
     }
 }
 

@@ -28,7 +28,8 @@ const SGES: u32 = 32;
 const INLINE_BYTES: u32 = 128;
 /// Sends wait this often for a receive. Credits make that needless, so it is finite.
 const RECEIVER_RETRIES: u8 = 6;
-const RETRIES: u8 = 7;
+/// Not 7: soft-RoCE takes that for "for ever".
+const RETRIES: u8 = 6;
 /// Default time of looking before blocking, where there is a CPU to spare.
 const SPIN: Duration = Duration::from_micros(20);
 

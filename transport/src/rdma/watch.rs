@@ -1,7 +1,7 @@
 //! The heartbeat thread: life signs and credits on the control connection, the device's events,
 //! and failures that nobody else is looking for.
 
-use std::sync::{Arc, TryLockError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::endpoint::Shared;
@@ -43,7 +43,8 @@ impl Watch {
                 if !shared.tell_credits() {
                     heartbeat.beat();
                 }
-                look_for_failures(shared);
+                shared.look_for_failures();
+                check_port(shared);
             });
             self.wait_and_take(next);
         }
@@ -131,25 +132,10 @@ impl Watch {
     }
 }
 
-/// Failed requests are completions that nobody may be waiting for. Whoever holds a lock is
-/// looking already.
-fn look_for_failures(shared: &Shared) {
-    let link = &shared.link;
-    let posted = match shared.poster.try_lock() {
-        Ok(mut poster) => poster.as_mut().map(|poster| poster.look()),
-        Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => None,
-    };
-    let sent = match shared.outbox.try_lock() {
-        Ok(mut outbox) => outbox.as_mut().map(|outbox| outbox.look()),
-        Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => None,
-    };
-    for result in [posted, sent].into_iter().flatten() {
-        if let Err(error) = result {
-            link.end(CloseReason::Failed(error.to_string()));
-        }
-    }
+/// A port that stays down ends the connection, even if nothing is on its way.
+fn check_port(shared: &Shared) {
     if let Some(silence) = shared.port_down_too_long() {
         let what = format!("the port of device {} has been down for {silence:?}", shared.device);
-        link.end(CloseReason::Failed(what));
+        shared.link.end(CloseReason::Failed(what));
     }
 }

@@ -18,6 +18,20 @@ use std::time::Duration;
 /// Called at the start of each thread of a fabric, in that thread, with its name.
 pub type ThreadHook = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// How the kernel decides when to send what is in a socket's buffer (`TCP_CONGESTION`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// `cubic` where the kernel offers it, else the system's choice. An epoch is a burst that is to
+    /// leave at once; an algorithm that paces what it sends, as `bbr` does, spreads it out by timers
+    /// that cost more CPU time than the copy of the bytes (docs/decisions/steady-load.md).
+    #[default]
+    Bursts,
+    /// What the system is set to: right for a long or lossy path that is tuned by hand.
+    System,
+    /// This one; a connection fails where the kernel does not have it.
+    Named(String),
+}
+
 /// The knobs of a control connection, taken from those of its fabric.
 #[derive(Clone)]
 pub(crate) struct StreamConfig {
@@ -26,6 +40,7 @@ pub(crate) struct StreamConfig {
     pub preface_timeout: Duration,
     pub strangers_max: usize,
     pub socket_buffer_bytes: Option<usize>,
+    pub congestion_control: CongestionControl,
     pub on_thread_start: Option<ThreadHook>,
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::sockopt;
 
-use super::StreamConfig;
+use super::{CongestionControl, StreamConfig};
 
 /// Prepares a connected socket: small frames leave at once, a dead network is noticed.
 pub(crate) fn configure(socket: &TcpStream, config: &StreamConfig) -> io::Result<()> {
@@ -22,6 +22,12 @@ pub(crate) fn configure(socket: &TcpStream, config: &StreamConfig) -> io::Result
     if let Some(bytes) = config.socket_buffer_bytes {
         sockopt::set_socket_send_buffer_size(socket, bytes)?;
         sockopt::set_socket_recv_buffer_size(socket, bytes)?;
+    }
+    match &config.congestion_control {
+        CongestionControl::System => {}
+        // A kernel without it keeps its own choice, which works as well, only slower.
+        CongestionControl::Bursts => drop(sockopt::set_tcp_congestion(socket, "cubic")),
+        CongestionControl::Named(name) => sockopt::set_tcp_congestion(socket, name)?,
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! An established connection over TCP.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -172,6 +172,18 @@ impl Endpoint for TcpEndpoint {
         let written = lock(&self.poster).write(&self.link, writes)?;
         self.bytes_written.fetch_add(written, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn write_now(&self, writes: &[Write]) -> Result<usize, TransportError> {
+        self.check_open()?;
+        let mut poster = match self.poster.try_lock() {
+            Ok(poster) => poster,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(0),
+        };
+        let (taken, bytes) = poster.write_now(&self.link, writes)?;
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+        Ok(taken)
     }
 
     fn mark(&self, marker: u64) -> Result<(), TransportError> {

@@ -27,8 +27,8 @@ use channel::TcpChannel;
 use crate::error::TransportError;
 use crate::fabric::{Channel, Fabric, Listener};
 use crate::stream::StreamConfig;
-pub use crate::stream::ThreadHook;
 use crate::stream::acceptor::StreamListener;
+pub use crate::stream::{CongestionControl, ThreadHook};
 
 /// The knobs of the tcp fabric.
 #[derive(Clone)]
@@ -50,6 +50,8 @@ pub struct TcpConfig {
     /// Kernel buffer of each socket and direction in bytes; default `None`: the kernel adapts it
     /// up to its limits, which is best unless those are too low for the path.
     pub socket_buffer_bytes: Option<usize>,
+    /// How each socket's kernel decides when to send; default [`CongestionControl::Bursts`].
+    pub congestion_control: CongestionControl,
     /// Called at the start of each of the fabric's threads, to pin it to a core; default none.
     pub on_thread_start: Option<ThreadHook>,
 }
@@ -63,6 +65,7 @@ impl Default for TcpConfig {
             preface_timeout: Duration::from_secs(2),
             strangers_max: 64,
             socket_buffer_bytes: None,
+            congestion_control: CongestionControl::Bursts,
             on_thread_start: None,
         }
     }
@@ -77,6 +80,7 @@ impl std::fmt::Debug for TcpConfig {
             .field("preface_timeout", &self.preface_timeout)
             .field("strangers_max", &self.strangers_max)
             .field("socket_buffer_bytes", &self.socket_buffer_bytes)
+            .field("congestion_control", &self.congestion_control)
             .finish_non_exhaustive()
     }
 }
@@ -93,6 +97,7 @@ impl TcpConfig {
             preface_timeout: self.preface_timeout,
             strangers_max: self.strangers_max,
             socket_buffer_bytes: self.socket_buffer_bytes,
+            congestion_control: self.congestion_control.clone(),
             on_thread_start: self.on_thread_start.clone(),
         }
     }

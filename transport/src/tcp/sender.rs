@@ -24,6 +24,8 @@ const FRAME_BYTES_MAX: u64 = 4 << 20;
 /// Payload of a frame in bytes, at least while there is more: towards the end of a call frames
 /// become smaller, so that the streams finish together.
 const FRAME_BYTES_MIN: u64 = 1 << 20;
+/// Header and descriptors of a frame in bytes, at most.
+const HEAD_BYTES: usize = DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES;
 /// Most registered regions.
 const MAX_REGIONS: usize = 65_536;
 
@@ -60,16 +62,30 @@ impl Rest<'_> {
 
 /// The frame that a stream is sending.
 struct Lane {
-    head: Box<[u8; DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES]>,
+    head: Box<[u8; HEAD_BYTES]>,
     spans: Spans,
+    /// What is left of a frame whose memory may change; empty otherwise.
+    kept: Vec<u8>,
 }
 
 impl Lane {
     fn new() -> Self {
         Lane {
-            head: Box::new([0; DATA_HEADER_BYTES + MAX_DESCRIPTORS * DESCRIPTOR_BYTES]),
+            head: Box::new([0; HEAD_BYTES]),
             spans: Spans::with_capacity(MAX_DESCRIPTORS + 1),
+            // Room for whatever `write_now` may leave: a whole frame. Untouched it costs nothing.
+            kept: Vec::with_capacity(FRAME_BYTES_MIN as usize + HEAD_BYTES),
         }
+    }
+
+    /// What is not sent yet is sent from a copy: the memory it comes from may change.
+    fn keep(&mut self) {
+        self.kept.clear();
+        self.spans.copy_to(&mut self.kept);
+        self.spans.clear();
+        // SAFETY: the copy lives as long as `self`, and does not change before it is sent: the next
+        // is made when the lane is empty.
+        unsafe { self.spans.push(self.kept.as_mut_ptr(), self.kept.len()) }
     }
 
     /// Makes the next frame; false when nothing is left to send.
@@ -188,6 +204,67 @@ impl Poster {
         Ok(posted_bytes)
     }
 
+    /// Sends writes as far as the sockets take them now, whole ones only; returns how many and how
+    /// many bytes. What is left of a frame that was begun is copied.
+    pub(super) fn write_now(
+        &mut self,
+        link: &Link,
+        writes: &[Write],
+    ) -> Result<(usize, u64), TransportError> {
+        for write in writes {
+            self.check(write)?;
+        }
+        let streams = self.lanes.len();
+        let (mut taken, mut taken_bytes) = (0, 0);
+        let mut full = 0;
+        while full < streams {
+            let (count, bytes) = one_frame(&writes[taken..]);
+            if count == 0 {
+                break;
+            }
+            let index = self.next_lane;
+            self.next_lane = (index + 1) % streams;
+            let lane = &mut self.lanes[index];
+            if !lane.spans.is_empty() {
+                push(lane, link, index)?;
+            }
+            if lane.spans.is_empty() && self.begin_frame(link, index, &writes[taken..taken + count], bytes)? {
+                (taken, taken_bytes) = (taken + count, taken_bytes + bytes);
+                full = 0;
+            } else {
+                full += 1;
+            }
+        }
+        Ok((taken, taken_bytes))
+    }
+
+    /// Makes one frame of the writes and sends what fits, the rest from a copy; false when nothing
+    /// of it fits.
+    fn begin_frame(
+        &mut self,
+        link: &Link,
+        index: usize,
+        writes: &[Write],
+        bytes: u64,
+    ) -> Result<bool, TransportError> {
+        let lane = &mut self.lanes[index];
+        let mut rest = Rest { writes, done_bytes: 0, left_bytes: bytes };
+        if !lane.fill(&mut rest, &self.regions, 1) {
+            return Ok(true);
+        }
+        debug_assert!(rest.left_bytes == 0, "the frame was measured by `one_frame`");
+        let whole = lane.spans.len_bytes();
+        while !lane.spans.is_empty() && push(lane, link, index)? {}
+        if lane.spans.len_bytes() == whole {
+            lane.spans.clear();
+            return Ok(false);
+        }
+        if !lane.spans.is_empty() {
+            lane.keep();
+        }
+        Ok(true)
+    }
+
     /// Sends a marker on every stream.
     pub(super) fn mark(&mut self, link: &Link, marker: u64) -> Result<(), TransportError> {
         if self.lanes.is_empty() {
@@ -196,8 +273,14 @@ impl Poster {
         if marker == 0 || marker == u64::MAX {
             return Err(TransportError::Invalid(format!("marker {marker} is reserved")));
         }
+        self.flush(link)?;
         self.last_marker = marker;
         self.lanes.iter_mut().for_each(|lane| lane.fill_marker(marker));
+        self.flush(link)
+    }
+
+    /// Sends what the lanes hold.
+    fn flush(&mut self, link: &Link) -> Result<(), TransportError> {
         loop {
             let mut progress = false;
             for (index, lane) in self.lanes.iter_mut().enumerate() {
@@ -248,6 +331,18 @@ impl Poster {
             None => Ok(()),
         }
     }
+}
+
+/// How many of the first writes go into one frame of [`Poster::write_now`], and their bytes.
+fn one_frame(writes: &[Write]) -> (usize, u64) {
+    let (mut count, mut bytes) = (0, 0u64);
+    for write in writes.iter().take(MAX_DESCRIPTORS) {
+        match bytes.checked_add(write.len_bytes) {
+            Some(sum) if sum <= FRAME_BYTES_MIN => (count, bytes) = (count + 1, sum),
+            _ => break,
+        }
+    }
+    (count, bytes)
 }
 
 fn push(lane: &mut Lane, link: &Link, stream: usize) -> Result<bool, TransportError> {

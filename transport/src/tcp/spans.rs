@@ -48,6 +48,26 @@ impl Spans {
         }
     }
 
+    /// Length of all spans left, in bytes.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.list[self.first..].iter().map(|span| span.iov_len).sum()
+    }
+
+    /// Appends the bytes of all spans left to `into`, which grows to hold them.
+    pub(super) fn copy_to(&self, into: &mut Vec<u8>) {
+        into.reserve(self.len_bytes());
+        for span in &self.list[self.first..] {
+            let at = into.len();
+            // SAFETY: the span is mapped by the promise of `push`; `reserve` made room for all of
+            // them behind the `at` bytes in use, and the copy fills what the length then covers.
+            unsafe {
+                let target = into.as_mut_ptr().add(at);
+                std::ptr::copy_nonoverlapping(span.iov_base.cast::<u8>(), target, span.iov_len);
+                into.set_len(at + span.iov_len);
+            }
+        }
+    }
+
     /// Sends from the spans without waiting; takes what was sent off the list.
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let message = self.message();

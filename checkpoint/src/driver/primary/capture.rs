@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use romulus_transport::Write;
+
 use super::copy::{Copier, CopyItem};
 use super::jobs::Kind;
 use super::plan::Plan;
@@ -46,6 +48,8 @@ pub(super) struct Tools {
     pub copier: Copier,
     pub plan: Plan,
     pub copies: Vec<CopyItem>,
+    /// Writes straight from guest memory.
+    pub direct: Vec<Write>,
     /// Collected since the last epoch.
     pub dirty: Dirty,
 }
@@ -114,7 +118,13 @@ impl Capture {
         Self {
             shared,
             guest,
-            tools: Tools { copier, plan: Plan::default(), copies: Vec::new(), dirty: Dirty::default() },
+            tools: Tools {
+                copier,
+                plan: Plan::default(),
+                copies: Vec::new(),
+                direct: Vec::new(),
+                dirty: Dirty::default(),
+            },
             tracking: false,
             held_paused: false,
             paused_by_others: false,

@@ -7,9 +7,10 @@ use super::jobs::{Job, Kind};
 use super::options::CaptureMode;
 use super::pause::{NotPaused, Paused};
 use super::shared::Shared;
-use super::staging::{Span, Staging};
+use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::guest::GuestError;
+use crate::ids::Time;
 use crate::metrics::{Counter, Phase, Quantity};
 use crate::primary::{NotTaken, PlacedEpoch};
 use crate::wire::slot;
@@ -19,8 +20,6 @@ const JOB_WAIT: Duration = Duration::from_millis(5);
 /// Longest that a guest stays paused while staging memory or direct sending makes no progress;
 /// then the connection is given up.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
-/// Epochs larger than staging are sent in pieces of at least this.
-const LEAST_PIECE_BYTES: u64 = 1 << 20;
 
 /// What came of a pause.
 enum Captured {
@@ -130,6 +129,13 @@ fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job:
         shared.call(|primary, now, actions| primary.place(dirty, now, &mut job.transfers, actions))
     });
     tools.dirty.clear();
+    let placed = match placed {
+        Err(NotTaken::Full { until }) => {
+            shared.metrics.count(Counter::Throttled, 1);
+            shared.metrics.run_phase(Phase::Throttle, || place_when_free(shared, &mut job, until))
+        }
+        placed => placed,
+    };
     match placed {
         Ok(placed) => {
             count_epoch(shared, &job, &placed);
@@ -139,6 +145,20 @@ fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job:
             shared.jobs.give_back(job);
             Captured::NotTaken(reason)
         }
+    }
+}
+
+/// Back-pressure: the guest stays paused until acks and homings have made room for its epoch.
+fn place_when_free(shared: &Shared, job: &mut Job, until: Time) -> Result<PlacedEpoch, NotTaken> {
+    loop {
+        // Seen before the machine is asked: an ack that comes after that wakes at once.
+        let seen = shared.wake_capture.seen();
+        shared.perform();
+        match shared.call(|primary, now, actions| primary.place(&[], now, &mut job.transfers, actions)) {
+            Err(NotTaken::Full { .. }) => {}
+            outcome => return outcome,
+        }
+        shared.wake_capture.wait(seen, shared.clock.remaining(Some(until), JOB_WAIT));
     }
 }
 
@@ -166,10 +186,9 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
     tools.plan.begin(&job.transfers);
     job.kind = Kind::Epoch(placed);
     job.writes.clear();
-    job.staging_end = 0;
     if shared.options.capture == CaptureMode::Direct {
         if let Some(link) = shared.link() {
-            tools.plan.direct(&link.guest, &shared.borders, &shared.shape, &mut job.writes);
+            tools.plan.direct(u64::MAX, &link.guest, &shared.borders, &shared.shape, &mut job.writes);
         }
         let number = shared.jobs.submit(job);
         let begun = Instant::now();
@@ -180,81 +199,69 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
         }
         return Captured::Sent;
     }
-    let mut pieced = false;
-    while !stage_piece(shared, tools, &mut job) {
-        pieced = true;
-        let Some(mut part) = wait_for(shared, || shared.jobs.take_free(JOB_WAIT)) else { break };
-        part.kind = Kind::Part(placed);
-        std::mem::swap(&mut part.writes, &mut job.writes);
-        part.staging_end = job.staging_end;
-        job.writes.clear();
-        shared.jobs.submit(part);
+    while tools.plan.pages_left() > 0 {
+        if placed.pages >= shared.options.send_now_from_pages && send_now(shared, tools, &placed) {
+            continue;
+        }
+        // Without one the connection was given up: nothing of this epoch will be sent.
+        let (Some(mut piece), Some(link)) = (wait_for_piece(shared), shared.link()) else { break };
+        piece.identity = placed.identity;
+        tools.copies.clear();
+        tools.plan.stage(&mut piece, link.staging, &shared.borders, &shared.shape, &mut tools.copies);
+        tools.copier.copy(&mut tools.copies, placed.pages);
+        send_or_keep(shared, &mut job, piece, tools.plan.pages_left() == 0);
     }
-    if pieced {
+    if placed.pages * PAGE_BYTES > shared.staging.count() as u64 * PIECE_BYTES {
         crate::driver::signal::lock(&shared.view).pieced_epochs += 1;
     }
     Captured::Taken(job)
 }
 
-/// Copies as many of the pages left as staging takes; true when none is left.
-fn stage_piece(shared: &Shared, tools: &mut Tools, job: &mut Job) -> bool {
-    let wanted = tools.plan.pages_left() * PAGE_BYTES;
-    if wanted == 0 {
-        return true;
+/// Sends the next pages straight from the paused guest's memory if the fabric takes them at once:
+/// then the fabric's own copy is the only one. False when it did not take all that was offered.
+fn send_now(shared: &Shared, tools: &mut Tools, placed: &PlacedEpoch) -> bool {
+    // What was handed to the sender, the epoch before above all, goes first.
+    let link = shared.link().filter(|link| link.carries(&placed.identity) && !link.guest.is_empty());
+    let Some(link) = link.filter(|_| shared.jobs.all_posted()) else { return false };
+    let begin = tools.plan.place();
+    tools.direct.clear();
+    let most = PIECE_BYTES / PAGE_BYTES;
+    tools.plan.direct(most, &link.guest, &shared.borders, &shared.shape, &mut tools.direct);
+    // An error is met again, and dealt with, by the sender.
+    let taken = link.endpoint.write_now(&tools.direct).unwrap_or(0);
+    let pages = tools.direct[..taken].iter().map(|write| write.len_bytes).sum::<u64>() / PAGE_BYTES;
+    shared.metrics.count(Counter::PagesSent, pages);
+    shared.metrics.count(Counter::BytesSent, pages * PAGE_BYTES);
+    if taken < tools.direct.len() {
+        tools.plan.go_on_from(begin, pages, &shared.borders, &shared.shape);
+        return false;
     }
-    let least = wanted.min(LEAST_PIECE_BYTES);
-    let Some(span) = wait_for(shared, || take_span(&shared.staging, job, wanted, least)) else {
-        // The connection was given up: nothing of this epoch will be sent.
-        return true;
-    };
-    let Some(link) = shared.link() else { return true };
-    tools.copies.clear();
-    tools.plan.stage(&span, link.staging, &shared.borders, &shared.shape, &mut tools.copies, &mut job.writes);
-    tools.copier.copy(&mut tools.copies);
-    tools.plan.pages_left() == 0
+    true
 }
 
-/// Takes staging memory for a job; it is given back with the job, whatever comes of it.
-fn take_span(staging: &Staging, job: &mut Job, wanted: u64, least: u64) -> Option<Span> {
-    let span = staging.take(wanted, least)?;
-    job.staging_end = span.end;
-    Some(span)
+/// Full pieces leave at once, while the guest is still paused and the next is copied; the last one
+/// goes with the job, so that a small epoch wakes the sender once.
+fn send_or_keep(shared: &Shared, job: &mut Job, piece: Piece, last: bool) {
+    if last {
+        job.pieces.push(piece);
+    } else {
+        shared.jobs.submit_piece(piece);
+    }
 }
 
-/// Tries until the sender has freed something; gives the connection up, and `None`, when nothing
-/// is freed for long.
-fn wait_for<T>(shared: &Shared, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+/// Waits until the sender has freed a piece; gives the connection up, and `None`, when none is freed
+/// for long.
+fn wait_for_piece(shared: &Shared) -> Option<Piece> {
     let begun = Instant::now();
     loop {
-        let seen = shared.jobs.freed.seen();
-        if let Some(found) = attempt() {
-            return Some(found);
+        let seen = shared.staging.freed.seen();
+        if let Some(piece) = shared.staging.take() {
+            return Some(piece);
         }
         if begun.elapsed() >= STUCK_AFTER {
             shared.close_link("staging memory is not freed");
             return None;
         }
-        shared.jobs.freed.wait(seen, JOB_WAIT);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use romulus_transport::Memory;
-
-    use super::super::jobs::Jobs;
-    use super::*;
-
-    #[test]
-    fn staging_memory_comes_back_with_a_job_of_which_nothing_is_sent() {
-        let staging = Staging::new(Memory::anonymous(64), 4);
-        let jobs = Jobs::new(1, Duration::ZERO);
-        let mut job = jobs.take_free(Duration::ZERO).expect("no job is out");
-        for _ in 0..10 {
-            job.staging_end = 0;
-            assert!(take_span(&staging, &mut job, 64, 64).is_some(), "the ring is empty");
-            assert!(take_span(&staging, &mut job, 4, 4).is_none(), "the ring is full");
-            staging.release(job.staging_end);
-        }
+        shared.staging.freed.wait(seen, JOB_WAIT);
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct CopyItem {
 }
 
 /// Longest item, so that long runs are shared among threads.
-pub(super) const MAX_ITEM_BYTES: u64 = 256 << 10;
+pub(super) const MAX_ITEM_BYTES: u64 = 128 << 10;
 /// Items that a thread takes at a time.
 const BATCH: usize = 16;
 
@@ -77,17 +77,17 @@ impl Pool {
 pub(super) struct Copier {
     pool: Arc<Pool>,
     workers: Vec<JoinHandle<()>>,
-    parallel_from_bytes: u64,
+    parallel_from_pages: u64,
 }
 
 impl Copier {
-    /// Starts `workers` threads named `copy-N`. Lists of fewer bytes than `parallel_from_bytes`
+    /// Starts `workers` threads named `copy-N`. Epochs of fewer pages than `parallel_from_pages`
     /// are copied by the caller alone.
     pub fn new(
         regions: Vec<Memory>,
         staging: Memory,
         workers: usize,
-        parallel_from_bytes: u64,
+        parallel_from_pages: u64,
         spin: Duration,
         setup: &Arc<dyn ThreadSetup>,
     ) -> Result<Self, StartError> {
@@ -101,7 +101,7 @@ impl Copier {
             done: Signal::new(spin),
             stop: Mutex::new(false),
         });
-        let mut copier = Self { pool, workers: Vec::new(), parallel_from_bytes };
+        let mut copier = Self { pool, workers: Vec::new(), parallel_from_pages };
         for number in 0..workers {
             let pool = Arc::clone(&copier.pool);
             copier.workers.push(spawn(&format!("copy-{number}"), setup, move || pool.work())?);
@@ -109,10 +109,9 @@ impl Copier {
         Ok(copier)
     }
 
-    /// Makes all copies. The list comes back as it was.
-    pub fn copy(&self, items: &mut Vec<CopyItem>) {
-        let bytes: u64 = items.iter().map(|item| item.len_bytes).sum();
-        if self.workers.is_empty() || bytes < self.parallel_from_bytes {
+    /// Makes all copies, which belong to an epoch of `pages` pages. The list comes back as it was.
+    pub fn copy(&self, items: &mut Vec<CopyItem>, pages: u64) {
+        if self.workers.is_empty() || pages < self.parallel_from_pages {
             items.iter().for_each(|item| self.pool.copy(item));
             return;
         }
@@ -173,7 +172,7 @@ mod tests {
                     .collect();
                 let before = items.clone();
                 target.write(round * 4096, &[99; 4096]);
-                copier.copy(&mut items);
+                copier.copy(&mut items, 256);
                 assert_eq!(items, before);
                 for page in 0..256usize {
                     let mut byte = [0];

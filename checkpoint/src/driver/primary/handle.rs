@@ -58,6 +58,7 @@ impl PrimaryHandle {
             last_dirty_pages: view.last_dirty_pages,
             late_epochs: metrics.counter(Counter::LateEpochs),
             pieced_epochs: view.pieced_epochs,
+            throttled_epochs: metrics.counter(Counter::Throttled),
             stalled_epochs: metrics.counter(Counter::Stalls),
             overflows: view.overflows,
             connections: view.connections,

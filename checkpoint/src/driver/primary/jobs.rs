@@ -14,12 +14,12 @@ use crate::ids::Identity;
 use crate::layout::ArenaShape;
 use crate::primary::PlacedEpoch;
 
+use super::staging::Piece;
+
 /// What a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A part of an epoch: data only.
-    Part(PlacedEpoch),
-    /// The rest of an epoch: data, slot, marker, Commit.
+    /// What is left of an epoch after its pieces: data, slot, marker, Commit.
     Epoch(PlacedEpoch),
     /// A synchronization round, straight from guest memory or through staging.
     Round {
@@ -39,8 +39,11 @@ pub(super) struct Job {
     pub kind: Kind,
     /// Counts jobs submitted; see [`Jobs::wait_finished`].
     pub number: u64,
-    /// One-sided writes of pages.
+    /// One-sided writes of pages straight from guest memory.
     pub writes: Vec<Write>,
+    /// Staging memory that is free once the job is finished: the last piece of an epoch, the
+    /// pieces of a round.
+    pub pieces: Vec<Piece>,
     /// An epoch's transfers.
     pub transfers: Vec<Transfer>,
     /// A round's pages.
@@ -50,8 +53,15 @@ pub(super) struct Job {
     pub slot_index: usize,
     /// Length of the state.
     pub state_bytes: u64,
-    /// Staging memory up to here is free once the job is finished.
-    pub staging_end: u64,
+}
+
+/// What waits for the sender.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// A full piece of an epoch whose job follows.
+    Piece(Piece),
+    /// Anything else.
+    Job(Job),
 }
 
 /// Local memory of slots and states, one of each for every job, to be registered.
@@ -95,8 +105,10 @@ impl SlotMemory {
 #[derive(Debug)]
 pub(super) struct Jobs {
     free: Mutex<Vec<Job>>,
-    waiting: Mutex<VecDeque<Job>>,
+    waiting: Mutex<VecDeque<Task>>,
     submitted: AtomicU64,
+    /// Tasks handed over and not yet posted.
+    unposted: AtomicU64,
     finished: AtomicU64,
     closed: AtomicBool,
     /// Something waits, or the end has come.
@@ -106,22 +118,23 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// `count` jobs.
-    pub fn new(count: usize, spin: Duration) -> Self {
+    /// `count` jobs, beside `pieces` pieces of staging memory.
+    pub fn new(count: usize, pieces: usize, spin: Duration) -> Self {
         let job = |slot_index| Job {
             kind: Kind::Round { identity: Identity::default(), round: 0, everything: false },
             number: 0,
             writes: Vec::new(),
+            pieces: Vec::with_capacity(1),
             transfers: Vec::new(),
             extents: Vec::new(),
             slot_index,
             state_bytes: 0,
-            staging_end: 0,
         };
         Self {
             free: Mutex::new((0..count).map(job).collect()),
-            waiting: Mutex::new(VecDeque::with_capacity(count)),
+            waiting: Mutex::new(VecDeque::with_capacity(count + pieces)),
             submitted: AtomicU64::new(0),
+            unposted: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             wake_sender: Signal::new(spin),
@@ -145,14 +158,32 @@ impl Jobs {
     pub fn submit(&self, mut job: Job) -> u64 {
         let number = self.submitted.fetch_add(1, Ordering::Relaxed) + 1;
         job.number = number;
-        lock(&self.waiting).push_back(job);
+        self.unposted.fetch_add(1, Ordering::AcqRel);
+        lock(&self.waiting).push_back(Task::Job(job));
         self.wake_sender.notify();
         number
     }
 
-    /// Sender: the next job.
-    pub fn next(&self) -> Option<Job> {
+    /// Hands a full piece to the sender, ahead of its epoch's job.
+    pub fn submit_piece(&self, piece: Piece) {
+        self.unposted.fetch_add(1, Ordering::AcqRel);
+        lock(&self.waiting).push_back(Task::Piece(piece));
+        self.wake_sender.notify();
+    }
+
+    /// Sender: what is next.
+    pub fn next(&self) -> Option<Task> {
         lock(&self.waiting).pop_front()
+    }
+
+    /// Sender: what `next` gave last is posted, or will not be.
+    pub fn posted(&self) {
+        self.unposted.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether all that was handed over is posted.
+    pub fn all_posted(&self) -> bool {
+        self.unposted.load(Ordering::Acquire) == 0
     }
 
     /// Sender: the job's memory is no longer read. Jobs are finished in the order submitted.

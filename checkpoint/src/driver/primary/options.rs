@@ -58,6 +58,10 @@ pub struct PrimaryOptions {
     /// not fit is sent in pieces while the guest stays paused. Ignored where
     /// [`PrimaryParts::staging`] is given.
     pub staging_bytes: u64,
+    /// With staged capture: epochs from this many pages on are sent straight from the paused guest's
+    /// memory as far as the fabric takes it at once ([`romulus_transport::Endpoint::write_now`]), and
+    /// through staging beyond that. `u64::MAX`: never. Needs [`Guest::memory_registrable`].
+    pub send_now_from_pages: u64,
     /// Threads that copy beside `capture`.
     pub copy_workers: usize,
     /// Epochs of fewer pages are copied by `capture` alone: waking others takes longer.
@@ -95,6 +99,7 @@ impl PrimaryOptions {
                 suspect_after: Duration::from_millis(150),
                 sync_target_pages: 4096,
                 sync_max_rounds: 30,
+                throttle_pause: Duration::from_secs(1),
                 solo_automatic: true,
                 low_water_spares: spares / 2,
                 shared_arbiter: true,
@@ -106,6 +111,7 @@ impl PrimaryOptions {
             copy_only_homes: false,
             capture: CaptureMode::Staged,
             staging_bytes: 64 << 20,
+            send_now_from_pages: 1024,
             copy_workers: 0,
             copy_workers_from_pages: 512,
             watermark: None,

@@ -5,7 +5,7 @@
 use romulus_transport::{RegionId, Write};
 
 use super::copy::{CopyItem, MAX_ITEM_BYTES};
-use super::staging::Span;
+use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::extent::Transfer;
 use crate::layout::{ArenaShape, GuestLayout};
@@ -50,6 +50,14 @@ pub(super) struct Plan {
     pages_left: u64,
 }
 
+/// A place in a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    next: usize,
+    pages_done: u64,
+    pages_left: u64,
+}
+
 impl Plan {
     /// Begins with new transfers.
     pub fn begin(&mut self, transfers: &[Transfer]) {
@@ -69,20 +77,19 @@ impl Plan {
         self.pages_left
     }
 
-    /// Appends the copies into `span` and the writes from it for the next pages, as many as the
-    /// span holds.
+    /// Appends the copies into `piece`, and to it the writes for the next pages, as many as it
+    /// holds.
     pub fn stage(
         &mut self,
-        span: &Span,
+        piece: &mut Piece,
         staging: RegionId,
         borders: &Borders,
         shape: &ArenaShape,
         copies: &mut Vec<CopyItem>,
-        writes: &mut Vec<Write>,
     ) {
-        let mut at = span.offset;
-        let end = span.offset + span.len_bytes;
-        let mut joiner = Joiner::new(writes);
+        let mut at = piece.offset;
+        let end = piece.offset + PIECE_BYTES;
+        let mut joiner = Joiner::new(&mut piece.writes);
         while at < end {
             let Some(run) = self.next_run((end - at) / PAGE_BYTES, borders, shape) else { return };
             let bytes = run.pages * PAGE_BYTES;
@@ -92,17 +99,37 @@ impl Plan {
         }
     }
 
-    /// Appends the writes of all pages left, straight from guest memory.
+    /// Appends the writes of the next pages straight from guest memory, of at most `most` pages.
     pub fn direct(
         &mut self,
+        most: u64,
         regions: &[RegionId],
         borders: &Borders,
         shape: &ArenaShape,
         writes: &mut Vec<Write>,
     ) {
         let mut joiner = Joiner::new(writes);
-        while let Some(run) = self.next_run(u64::MAX, borders, shape) {
+        let mut left = most;
+        while left > 0
+            && let Some(run) = self.next_run(left, borders, shape)
+        {
+            left -= run.pages;
             joiner.push(regions[run.region], run.from, &run);
+        }
+    }
+
+    /// How far it has been carried out, for [`go_on_from`](Self::go_on_from).
+    pub fn place(&self) -> Place {
+        Place { next: self.next, pages_done: self.pages_done, pages_left: self.pages_left }
+    }
+
+    /// Goes back to `place`, and from there on by `pages` pages.
+    pub fn go_on_from(&mut self, place: Place, mut pages: u64, borders: &Borders, shape: &ArenaShape) {
+        Place { next: self.next, pages_done: self.pages_done, pages_left: self.pages_left } = place;
+        while pages > 0
+            && let Some(run) = self.next_run(pages, borders, shape)
+        {
+            pages -= run.pages;
         }
     }
 
@@ -174,7 +201,7 @@ impl<'a> Joiner<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{FrameIndex, PageIndex};
+    use crate::ids::{FrameIndex, Identity, PageIndex};
     use crate::layout::Region;
 
     fn fixture() -> (Borders, ArenaShape) {
@@ -188,23 +215,23 @@ mod tests {
         Transfer { first_page: PageIndex(page), first_frame: FrameIndex(frame), pages }
     }
 
-    fn staged(transfers: &[Transfer], span_pages: u64) -> Vec<(Vec<CopyItem>, Vec<Write>)> {
-        let (borders, shape) = fixture();
+    fn staged(fixture: (Borders, ArenaShape), transfers: &[Transfer]) -> Vec<(Vec<CopyItem>, Vec<Write>)> {
+        let (borders, shape) = fixture;
         let mut plan = Plan::default();
         plan.begin(transfers);
         let mut pieces = Vec::new();
         while plan.pages_left() > 0 {
-            let span = Span { offset: 4096, len_bytes: span_pages * PAGE_BYTES, end: 0 };
-            let (mut copies, mut writes) = (Vec::new(), Vec::new());
-            plan.stage(&span, RegionId(9), &borders, &shape, &mut copies, &mut writes);
-            pieces.push((copies, writes));
+            let mut piece = Piece { offset: 4096, writes: Vec::new(), identity: Identity::default() };
+            let mut copies = Vec::new();
+            plan.stage(&mut piece, RegionId(9), &borders, &shape, &mut copies);
+            pieces.push((copies, piece.writes));
         }
         pieces
     }
 
     #[test]
     fn scattered_pages_to_consecutive_frames_are_one_write() {
-        let pieces = staged(&[transfer(1, 16, 1), transfer(5, 17, 1), transfer(12, 18, 2)], 8);
+        let pieces = staged(fixture(), &[transfer(1, 16, 1), transfer(5, 17, 1), transfer(12, 18, 2)]);
         let [(copies, writes)] = &pieces[..] else { panic!("{pieces:?}") };
         let write =
             Write { region: RegionId(9), local_offset: 4096, remote_offset: 16 * 4096, len_bytes: 4 * 4096 };
@@ -216,7 +243,7 @@ mod tests {
     #[test]
     fn no_write_crosses_a_chunk_and_no_copy_a_region() {
         // Pages 8 to 13 at home lie in both regions; frames 15 and 16 are consecutive but in two chunks.
-        let pieces = staged(&[transfer(15, 15, 1), transfer(8, 8, 6), transfer(0, 16, 1)], 8);
+        let pieces = staged(fixture(), &[transfer(15, 15, 1), transfer(8, 8, 6), transfer(0, 16, 1)]);
         let [(copies, writes)] = &pieces[..] else { panic!("{pieces:?}") };
         let frames: Vec<_> =
             writes.iter().map(|write| (write.remote_offset / 4096, write.len_bytes / 4096)).collect();
@@ -228,13 +255,17 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_comes_in_pieces() {
-        let pieces = staged(&[transfer(0, 16, 5), transfer(7, 21, 1)], 2);
+        let regions = vec![Region { name: "a".into(), pages: 1000 }];
+        let shape =
+            ArenaShape { pages: 1000, spares: 800, slots: 3, slot_bytes: 4096, copy_only_homes: false };
+        let large = (Borders::new(&GuestLayout { regions }), shape);
+        let pieces = staged(large, &[transfer(0, 1000, 600), transfer(700, 1600, 1)]);
         let pages: Vec<u64> =
             pieces.iter().map(|(_, writes)| writes.iter().map(|w| w.len_bytes / 4096).sum()).collect();
-        assert_eq!(pages, [2, 2, 2]);
+        assert_eq!(pages, [256, 256, 89]);
         let frames: Vec<_> =
             pieces.iter().flat_map(|(_, writes)| writes).map(|w| w.remote_offset / 4096).collect();
-        assert_eq!(frames, [16, 18, 20]);
+        assert_eq!(frames, [1000, 1256, 1512]);
     }
 
     #[test]
@@ -243,12 +274,33 @@ mod tests {
         let mut plan = Plan::default();
         plan.begin(&[transfer(8, 8, 4), transfer(0, 17, 1), transfer(1, 18, 1)]);
         let mut writes = Vec::new();
-        plan.direct(&[RegionId(3), RegionId(4)], &borders, &shape, &mut writes);
+        plan.direct(u64::MAX, &[RegionId(3), RegionId(4)], &borders, &shape, &mut writes);
         let found: Vec<_> = writes
             .iter()
             .map(|w| (w.region.0, w.local_offset / 4096, w.remote_offset / 4096, w.len_bytes / 4096))
             .collect();
         assert_eq!(found, [(3, 8, 8, 2), (4, 0, 10, 2), (3, 0, 17, 2)]);
         assert_eq!(plan.pages_left(), 0);
+    }
+
+    #[test]
+    fn what_was_not_taken_is_planned_again() {
+        let (borders, shape) = fixture();
+        let mut plan = Plan::default();
+        plan.begin(&[transfer(8, 8, 4), transfer(0, 17, 1), transfer(1, 18, 1)]);
+        let regions = [RegionId(3), RegionId(4)];
+        let mut writes = Vec::new();
+        let begin = plan.place();
+        plan.direct(3, &regions, &borders, &shape, &mut writes);
+        assert_eq!(plan.pages_left(), 3);
+        plan.go_on_from(begin, 1, &borders, &shape);
+        assert_eq!(plan.pages_left(), 5);
+        writes.clear();
+        plan.direct(3, &regions, &borders, &shape, &mut writes);
+        let found: Vec<_> =
+            writes.iter().map(|w| (w.region.0, w.remote_offset / 4096, w.len_bytes / 4096)).collect();
+        assert_eq!(found, [(3, 9, 1), (4, 10, 2)]);
+        plan.go_on_from(begin, 6, &borders, &shape);
+        assert_eq!((plan.pages_left(), plan.place().next), (0, 3));
     }
 }

@@ -8,6 +8,7 @@ use romulus_transport::{Memory, RegionId, TransportError, Write};
 
 use super::link::Link;
 use super::shared::Shared;
+use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::driver::zero::is_zero_page;
 use crate::extent::{Extent, Transfer};
@@ -16,7 +17,7 @@ use crate::metrics::{Counter, Quantity};
 use crate::wire::message::{PART_MARKER, ROUND_MARKER};
 
 /// Longest write of a round.
-const WRITE_BYTES: u64 = 1 << 20;
+const WRITE_BYTES: u64 = PIECE_BYTES;
 /// Writes handed to the fabric at a time.
 const BATCH: usize = 64;
 /// Longest wait for staging memory that makes no progress.
@@ -72,13 +73,17 @@ pub(super) struct Rounds {
     written: Written,
     batch: Vec<Write>,
     parts: u64,
+    /// Staging memory of the round under way, the last piece filled up to `filled_bytes`.
+    pieces: Vec<Piece>,
+    filled_bytes: u64,
 }
 
 impl Rounds {
     pub fn new(shared: &Shared) -> Self {
         let words = shared.shape.pages.div_ceil(64) as usize;
         let written = Written { bits: vec![0; words], connection: None };
-        Self { written, batch: Vec::with_capacity(BATCH), parts: 0 }
+        let pieces = Vec::with_capacity(shared.staging.count());
+        Self { written, batch: Vec::with_capacity(BATCH), parts: 0, pieces, filled_bytes: PIECE_BYTES }
     }
 
     /// Pages of an epoch: their homes are written now or by homing.
@@ -126,6 +131,12 @@ impl Rounds {
                 None
             }
         }
+    }
+
+    /// The staging memory of the round sent last, free once it has left.
+    pub fn take_pieces(&mut self) -> std::vec::Drain<'_, Piece> {
+        self.filled_bytes = PIECE_BYTES;
+        self.pieces.drain(..)
     }
 
     /// Forgets what was written into an arena that is gone.
@@ -230,8 +241,19 @@ impl Rounds {
         offset: u64,
         len_bytes: u64,
     ) -> Result<(RegionId, u64), TransportError> {
-        let span = match shared.staging.take(len_bytes, len_bytes) {
-            Some(span) => span,
+        if self.filled_bytes + len_bytes > PIECE_BYTES {
+            self.add_piece(shared, link)?;
+        }
+        let place = self.pieces.last().map_or(0, |piece| piece.offset) + self.filled_bytes;
+        memory.copy_to(offset as usize, shared.staging.memory(), place as usize, len_bytes as usize);
+        self.filled_bytes += len_bytes;
+        Ok((link.staging, place))
+    }
+
+    /// Begins an empty piece of staging memory.
+    fn add_piece(&mut self, shared: &Shared, link: &Link) -> Result<(), TransportError> {
+        let piece = match shared.staging.take() {
+            Some(piece) => Some(piece),
             None => {
                 // All staging memory belongs to this round: once what was posted has left, it is
                 // free again.
@@ -240,15 +262,14 @@ impl Rounds {
                 let marker = PART_MARKER | (1 << 61) | self.parts;
                 link.endpoint.mark(marker)?;
                 wait_completed(link, marker)?;
-                shared.staging.release(shared.staging.taken());
-                shared
-                    .staging
-                    .take(len_bytes, len_bytes)
-                    .ok_or_else(|| TransportError::Invalid("staging memory is smaller than 1 MiB".into()))?
+                self.take_pieces().for_each(|piece| shared.staging.give_back(piece));
+                shared.staging.take()
             }
         };
-        memory.copy_to(offset as usize, shared.staging.memory(), span.offset as usize, len_bytes as usize);
-        Ok((link.staging, span.offset))
+        let nothing = || TransportError::Invalid("a synchronization round has no staging memory".into());
+        self.pieces.push(piece.ok_or_else(nothing)?);
+        self.filled_bytes = 0;
+        Ok(())
     }
 
     fn flush(&mut self, link: &Link) -> Result<(), TransportError> {

@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use romulus_transport::{TransportError, Write};
 
-use super::jobs::{Job, Kind};
+use super::jobs::{Job, Kind, Task};
 use super::link::Link;
 use super::round::{Order, Rounds};
 use super::shared::Shared;
+use super::staging::Piece;
 use crate::PAGE_BYTES;
 use crate::metrics::{Counter, Phase};
 use crate::primary::PlacedEpoch;
@@ -21,9 +23,14 @@ const COMPLETION_WAIT: Duration = Duration::from_millis(1);
 /// Longest wait for a job.
 const JOB_WAIT: Duration = Duration::from_millis(500);
 
-/// A job whose data is on its way.
+/// Pieces that share a marker: each marker costs a system call on every stream, and wakes the
+/// backup's committer.
+const PIECES_A_MARKER: usize = 4;
+
+/// What is on its way, up to a marker.
 struct InFlight {
-    job: Job,
+    pieces: ArrayVec<Piece, PIECES_A_MARKER>,
+    job: Option<Job>,
     marker: u64,
     link: Arc<Link>,
 }
@@ -32,6 +39,8 @@ struct InFlight {
 pub(super) struct Sender {
     shared: Arc<Shared>,
     in_flight: VecDeque<InFlight>,
+    /// Posted (or to be given up with the connection) and not followed by a marker yet.
+    unmarked: ArrayVec<Piece, PIECES_A_MARKER>,
     rounds: Rounds,
     parts: u64,
 }
@@ -39,15 +48,23 @@ pub(super) struct Sender {
 impl Sender {
     pub fn new(shared: Arc<Shared>) -> Self {
         let rounds = Rounds::new(&shared);
-        Self { shared, in_flight: VecDeque::with_capacity(16), rounds, parts: 0 }
+        let flights = VecDeque::with_capacity(16 + shared.staging.count());
+        Self { shared, in_flight: flights, unmarked: ArrayVec::new(), rounds, parts: 0 }
     }
 
     /// Works until the driver is over.
     pub fn run(&mut self) {
         loop {
             let seen = self.shared.jobs.wake_sender.seen();
-            if let Some(job) = self.shared.jobs.next() {
-                self.take(job);
+            if let Some(task) = self.shared.jobs.next() {
+                match task {
+                    Task::Piece(piece) => self.take_piece(piece),
+                    Task::Job(job) => self.take(job),
+                }
+                self.shared.jobs.posted();
+            } else if !self.unmarked.is_empty() && self.shared.staging.is_exhausted() {
+                // `capture` may be waiting for a piece.
+                self.mark_pieces();
             } else if !self.in_flight.is_empty() {
                 self.reap(COMPLETION_WAIT);
             } else if self.shared.is_over() {
@@ -66,48 +83,99 @@ impl Sender {
                 let link = self.shared.link().filter(|link| link.carries(&identity));
                 let order = Order { round, everything, extents: &job.extents };
                 let marker = self.rounds.send(&self.shared, link.as_deref(), &order);
-                job.staging_end = self.shared.staging.taken();
+                job.pieces.extend(self.rounds.take_pieces());
                 match (marker, link) {
-                    (Some(marker), Some(link)) => self.in_flight.push_back(InFlight { job, marker, link }),
-                    _ => self.free(job),
+                    (Some(marker), Some(link)) => self.fly(Some(job), marker, link),
+                    (_, link) => {
+                        if let Some(link) = link {
+                            // After `close` nothing reads local memory for this connection.
+                            link.endpoint.close();
+                        }
+                        self.free(job);
+                    }
                 }
             }
-            Kind::Part(placed) | Kind::Epoch(placed) => {
+            Kind::Epoch(placed) => {
                 let link = self.shared.link().filter(|link| link.carries(&placed.identity));
                 let posted = match &link {
                     Some(link) => self.post(link, &mut job, &placed),
                     None => Ok(None),
                 };
                 match (posted, link) {
-                    (Ok(Some(marker)), Some(link)) => {
-                        self.in_flight.push_back(InFlight { job, marker, link })
+                    (Ok(Some(marker)), Some(link)) => self.fly(Some(job), marker, link),
+                    (outcome, link) => {
+                        self.give_up(link, outcome.err());
+                        self.free(job);
                     }
-                    (outcome, link) => self.abandon(job, link, outcome.err()),
                 }
             }
         }
     }
 
-    /// A job that was not, or not completely, posted. Its epoch cannot commit on this connection,
-    /// so the connection ends; the machine repeats the pages on the next.
-    fn abandon(&mut self, job: Job, link: Option<Arc<Link>>, error: Option<TransportError>) {
+    /// A full piece of an epoch whose job comes later: its data leaves now.
+    fn take_piece(&mut self, piece: Piece) {
+        if self.unmarked.is_full() {
+            self.mark_pieces();
+        }
+        let link = self.shared.link().filter(|link| link.carries(&piece.identity));
+        let outcome = match &link {
+            Some(link) => link.endpoint.write(&piece.writes),
+            None => Ok(()),
+        };
+        self.shared.metrics.count(Counter::PagesSent, piece.bytes() / PAGE_BYTES);
+        self.shared.metrics.count(Counter::BytesSent, piece.bytes());
+        self.unmarked.push(piece);
+        if link.is_none() || outcome.is_err() {
+            self.give_up(link, outcome.err());
+        } else if self.unmarked.is_full() {
+            self.mark_pieces();
+        }
+    }
+
+    /// Puts a marker behind the pieces posted.
+    fn mark_pieces(&mut self) {
+        let Some(identity) = self.unmarked.first().map(|piece| piece.identity) else { return };
+        self.parts += 1;
+        let marker = PART_MARKER | self.parts;
+        let link = self.shared.link().filter(|link| link.carries(&identity));
+        match link.as_ref().map(|link| link.endpoint.mark(marker)) {
+            Some(Ok(())) => {
+                if let Some(link) = link {
+                    self.fly(None, marker, link);
+                }
+            }
+            outcome => self.give_up(link, outcome.and_then(Result::err)),
+        }
+    }
+
+    fn fly(&mut self, job: Option<Job>, marker: u64, link: Arc<Link>) {
+        let pieces = std::mem::take(&mut self.unmarked);
+        self.in_flight.push_back(InFlight { pieces, job, marker, link });
+    }
+
+    /// Something was not, or not completely, posted. Its epoch cannot commit on this connection, so
+    /// the connection ends; the machine repeats the pages on the next.
+    fn give_up(&mut self, link: Option<Arc<Link>>, error: Option<TransportError>) {
         if let (Some(link), Some(error)) = (link, error) {
             self.shared.note(&format!("sending an epoch failed: {error}"));
             link.endpoint.close();
         }
         self.wait_until_reaped();
-        self.free(job);
+        let pieces = std::mem::take(&mut self.unmarked);
+        self.free_pieces(pieces);
+    }
+
+    fn free_pieces(&self, pieces: impl IntoIterator<Item = Piece>) {
+        pieces.into_iter().for_each(|piece| self.shared.staging.give_back(piece));
     }
 
     /// The job's memory is no longer read.
-    fn free(&self, job: Job) {
-        if job.staging_end > 0 {
-            self.shared.staging.release(job.staging_end);
-        }
+    fn free(&self, mut job: Job) {
+        self.free_pieces(job.pieces.drain(..));
         self.shared.jobs.finish(job);
     }
 
-    /// Posts one job; returns the marker behind it.
+    /// Posts what is left of an epoch; returns the marker behind it.
     fn post(
         &mut self,
         link: &Link,
@@ -117,24 +185,20 @@ impl Sender {
         let shared = &*self.shared;
         let began = std::time::Instant::now();
         let mut bytes: u64 = job.writes.iter().map(|write| write.len_bytes).sum();
+        bytes += job.pieces.iter().map(Piece::bytes).sum::<u64>();
         shared.metrics.count(Counter::PagesSent, bytes / PAGE_BYTES);
-        link.endpoint.write(&job.writes)?;
-        let marker = if let Kind::Epoch(_) = job.kind {
-            bytes += post_slot(shared, link, job, placed)?;
-            self.rounds.count_placed(&job.transfers);
-            placed.epoch.0
-        } else {
-            self.parts += 1;
-            PART_MARKER | self.parts
-        };
+        for writes in job.pieces.iter().map(|piece| &piece.writes).chain([&job.writes]) {
+            link.endpoint.write(writes)?;
+        }
+        bytes += post_slot(shared, link, job, placed)?;
+        self.rounds.count_placed(&job.transfers);
+        let marker = placed.epoch.0;
         link.endpoint.mark(marker)?;
         shared.metrics.count(Counter::BytesSent, bytes);
-        if let Kind::Epoch(_) = job.kind {
-            shared.count_posted(placed.epoch);
-            shared.call(|primary, now, actions| primary.epoch_posted(placed, now, actions));
-            shared.perform();
-            shared.metrics.record(Phase::Post, began.elapsed());
-        }
+        shared.count_posted(placed.epoch);
+        shared.call(|primary, now, actions| primary.epoch_posted(placed, now, actions));
+        shared.perform();
+        shared.metrics.record(Phase::Post, began.elapsed());
         Ok(Some(marker))
     }
 
@@ -156,7 +220,10 @@ impl Sender {
         };
         for _ in 0..done {
             let Some(flight) = self.in_flight.pop_front() else { return };
-            self.free(flight.job);
+            self.free_pieces(flight.pieces);
+            if let Some(job) = flight.job {
+                self.free(job);
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use super::jobs::{Jobs, SlotMemory};
 use super::options::{CaptureMode, PrimaryOptions, PrimaryParts};
 use super::sender::Sender;
 use super::shared::{Base, Question, Shared};
-use super::staging::Staging;
+use super::staging::{PIECE_BYTES, Staging};
 use super::{connect, control};
 use crate::PAGE_BYTES;
 use crate::arbiter::claim::{Patience, claim_first};
@@ -22,8 +22,8 @@ use crate::driver::{Clock, StartError, arbitrate};
 use crate::guest::Guest;
 use crate::primary::Primary;
 
-/// Least staging memory, in bytes: pieces and staged rounds move up to 1 MiB at a time.
-const LEAST_STAGING_BYTES: u64 = 2 << 20;
+/// Least staging memory, in bytes: one piece is filled while another is sent.
+const LEAST_STAGING_BYTES: u64 = 2 * PIECE_BYTES;
 
 /// What a thread does.
 type Body = Box<dyn FnOnce(&Arc<Shared>) + Send>;
@@ -68,6 +68,7 @@ impl PrimaryDriver {
                 anonymous_mapping(options.staging_bytes as usize).map_err(system("mapping staging memory"))?
             }
         };
+        let staging = Staging::new(staging, options.spin);
         let jobs = options.machine.depth as usize + 2;
         let slots =
             SlotMemory::new(&shape, options.max_state_bytes, jobs).map_err(system("mapping slots"))?;
@@ -83,9 +84,9 @@ impl PrimaryDriver {
             arbiter: parts.arbiter,
             fabric: parts.fabric,
             pause_flag: parts.pause_flag,
-            staging: Staging::new(staging, PAGE_BYTES),
+            jobs: Jobs::new(jobs, staging.count(), spin),
+            staging,
             slots,
-            jobs: Jobs::new(jobs, spin),
             clock,
             questions,
             primary,
@@ -129,7 +130,7 @@ fn start_threads(
         shared.guest_memory.clone(),
         shared.staging.memory().clone(),
         options.copy_workers,
-        options.copy_workers_from_pages * PAGE_BYTES,
+        options.copy_workers_from_pages,
         options.spin,
         setup,
     )?;

@@ -91,7 +91,10 @@ pub struct PrimaryStatus {
     pub late_epochs: u64,
     /// Epochs whose pages exceeded the staging memory.
     pub pieced_epochs: u64,
-    /// Epochs that had to wait for frames on the backup.
+    /// Epochs for which the guest was held paused until frames were free on the backup.
+    #[serde(default)]
+    pub throttled_epochs: u64,
+    /// Epochs for which even that was not enough: their pages joined the next one.
     pub stalled_epochs: u64,
     /// Epochs that exceeded the spares: each cost a synchronization.
     pub overflows: u64,

@@ -338,25 +338,17 @@ mod tests {
 
     #[test]
     fn latency_counts_from_when_a_request_was_due_and_only_within_its_phase() {
-        let mut ledger = Ledger::new(CLIENT);
-        let mut number = 0;
-        let mut exchange = |ledger: &mut Ledger, at: u64, takes: u64| {
-            ledger.request(ms(at));
-            number += 1;
+        let exchange = |ledger: &mut Ledger, at: u64, takes: u64| {
+            let number = ledger.request(ms(at));
             ledger.answer(Answer { client: CLIENT, number, counter: number }, ms(at + takes));
         };
+        let mut ledger = Ledger::new(CLIENT);
         ledger.set_phase(Phase::Unprotected);
         exchange(&mut ledger, 0, 2);
         ledger.request(ms(5));
         ledger.set_phase(Phase::Protected);
         // Due before the change: counts nowhere.
         ledger.answer(Answer { client: CLIENT, number: 2, counter: 2 }, ms(905));
-        number = 2;
-        let mut exchange = |ledger: &mut Ledger, at: u64, takes: u64| {
-            ledger.request(ms(at));
-            number += 1;
-            ledger.answer(Answer { client: CLIENT, number, counter: number }, ms(at + takes));
-        };
         exchange(&mut ledger, 1_000, 20);
         exchange(&mut ledger, 1_100, 20);
         let added = ledger.added_latency();

@@ -80,9 +80,23 @@ unsafe impl Sync for Context {}
 const FLAG_GRH_REQUIRED: u8 = 1;
 const LINK_LAYER_ETHERNET: u8 = 2;
 
+/// To be called before the first use of the library: where the kernel does not keep registered
+/// pages in place over a fork, the library keeps them out of the child.
+pub(in crate::rdma) fn prepare() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: a call without arguments; nothing is registered yet.
+        let result = unsafe { ffi::ibv_fork_init() };
+        if let Err(error) = check(result) {
+            tracing::debug!(%error, "registered memory may not survive a fork of this process");
+        }
+    });
+}
+
 impl Context {
     /// Opens the device of this name.
     pub(in crate::rdma) fn open(name: &str) -> Result<Arc<Self>, OpenError> {
+        prepare();
         let mut count = 0;
         // SAFETY: a live variable for the number of devices.
         let list = unsafe { ffi::ibv_get_device_list(&raw mut count) };

@@ -16,7 +16,7 @@ mod send_list;
 use std::io;
 
 pub(super) use completion::{Completion, CompletionQueue};
-pub(super) use context::{AsyncEvent, Context, DeviceLimits, LinkLayer, OpenError, PortAttributes};
+pub(super) use context::{AsyncEvent, Context, DeviceLimits, LinkLayer, OpenError, PortAttributes, prepare};
 pub(super) use memory::{Access, MemoryRegion, ProtectionDomain};
 pub(super) use queue_pair::{Address, Capacity, Path, QueuePair};
 pub(super) use send_list::SendList;

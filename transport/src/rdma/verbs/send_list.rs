@@ -29,6 +29,10 @@ impl SendList {
         }
     }
 
+    pub(in crate::rdma) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(in crate::rdma) fn is_empty(&self) -> bool {
         self.len == 0
     }
