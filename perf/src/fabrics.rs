@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::priority;
-use romulus_transport::Fabric;
 use romulus_transport::rdma::{RdmaConfig, RdmaFabric};
 use romulus_transport::tcp::{TcpConfig, TcpFabric};
+use romulus_transport::{Fabric, TransportError};
 use serde::{Deserialize, Serialize};
 
 use crate::bandwidth::Limit;
@@ -91,23 +91,24 @@ impl FabricOptions {
     }
 
     /// Opens it; its threads are set up by `setup`. With `depth`: so many writes on their way on
-    /// each stream, where the fabric has such a bound.
-    pub fn open(&self, setup: &ThreadSetup, depth: Option<u32>) -> Arc<dyn Fabric> {
+    /// each stream, where the fabric has such a bound. A device that is not there, or not as the
+    /// options say, is an error here.
+    pub fn open(&self, setup: &ThreadSetup, depth: Option<u32>) -> Result<Arc<dyn Fabric>, Failure> {
         let streams = self.streams as usize;
         let silent_after = Duration::from_millis(self.silent_ms);
         let heartbeat_every = self.heartbeat_every();
         let on_thread_start = Some(setup.clone());
         match self.fabric {
-            Kind::Tcp => Arc::new(TcpFabric::new(TcpConfig {
+            Kind::Tcp => Ok(Arc::new(TcpFabric::new(TcpConfig {
                 streams,
                 silent_after,
                 heartbeat_every,
                 on_thread_start,
                 ..TcpConfig::default()
-            })),
+            }))),
             Kind::Rdma => {
                 let default = RdmaConfig::default();
-                Arc::new(RdmaFabric::new(RdmaConfig {
+                let fabric = RdmaFabric::new(RdmaConfig {
                     device: self.device.clone(),
                     port: self.device_port,
                     gid_index: self.gid_index,
@@ -118,7 +119,12 @@ impl FabricOptions {
                     heartbeat_every,
                     on_thread_start,
                     ..default
-                }))
+                });
+                fabric.check().map_err(|error| match error {
+                    TransportError::Invalid(_) => Failure::usage(format!("--fabric rdma: {error}")),
+                    _ => Failure::failed(format!("--fabric rdma: {error}")),
+                })?;
+                Ok(Arc::new(fabric))
             }
         }
     }

@@ -134,7 +134,7 @@ pub fn run(command: &FabricCommand, fabric: &dyn Fabric, peer: SocketAddr) -> Re
     let (mut latency, mut limit_latency) = (Vec::new(), Vec::new());
     if !command.no_latency {
         latency = client.latencies()?;
-        limit_latency = client.limit_latencies(&latency)?;
+        limit_latency = client.limit_latencies()?;
     }
     Ok(Measured {
         fabric: command.fabric.fabric.name(),
@@ -177,11 +177,10 @@ impl Client<'_> {
         for round in 1..=self.command.rounds {
             for (index, &size) in sizes.iter().enumerate() {
                 // Fabric first, then limit first, and so on: neither always has the warmer machine.
-                let known = pairs[index].last().map(|pair| pair.0).filter(|_| round % 2 == 0);
-                let early = known.map(|rate| self.limit(size, rate)).transpose()?;
+                let early = (round % 2 == 0).then(|| self.limit(size)).transpose()?;
                 let moved = self.session(size)?.bandwidth(self.command.depth, self.time())?;
                 let rate = moved.mb_per_second();
-                let limit = early.map_or_else(|| self.limit(size, rate), Ok)?;
+                let limit = early.map_or_else(|| self.limit(size), Ok)?;
                 eprintln!("round {round} {size}: {}", pair_line(rate, limit));
                 pairs[index].push((rate, limit));
                 costs[index].push(moved.cpu_seconds / (moved.bytes as f64 / f64::from(1 << 30)));
@@ -191,14 +190,14 @@ impl Client<'_> {
         Ok(results.map(|((size, pairs), costs)| SizeResult::of(*size, pairs, costs)).collect())
     }
 
-    /// The limit in MB/s, 0 without one; `rate` is about what is expected.
-    fn limit(&mut self, size: Size, rate: f64) -> Result<f64, Failure> {
+    /// The limit in MB/s, 0 without one.
+    fn limit(&mut self, size: Size) -> Result<f64, Failure> {
         match self.limit {
             None | Some(Limit::None) => Ok(0.0),
             Some(Limit::Plain | Limit::Auto) => self.plain(size),
             Some(Limit::Perftest) => {
                 let (shape, time) = ((size.0, self.command.depth), self.time());
-                perftest::bandwidth(&mut self.control, &self.command.fabric, shape, rate, time)
+                perftest::bandwidth(&mut self.control, &self.command.fabric, shape, time)
             }
         }
     }
@@ -221,18 +220,16 @@ impl Client<'_> {
     }
 
     /// Round trips of the raw verbs: writes by polling, messages by blocking.
-    fn limit_latencies(&mut self, measured: &[Latency]) -> Result<Vec<LimitLatency>, Failure> {
+    fn limit_latencies(&mut self) -> Result<Vec<LimitLatency>, Failure> {
         if self.limit != Some(Limit::Perftest) {
             return Ok(Vec::new());
         }
-        let guess_us = measured.first().map_or(1000.0, |latency| latency.times.quantile_us(0.5));
         [(Tool::WriteLat, Size(4096)), (Tool::SendLat, Size(16))]
             .into_iter()
             .filter(|(tool, _)| tool.is_installed())
             .map(|(tool, size)| {
                 let (options, time) = (&self.command.fabric, self.time());
-                let mean_us =
-                    perftest::round_trip_us(&mut self.control, options, (tool, size.0), guess_us, time)?;
+                let mean_us = perftest::round_trip_us(&mut self.control, options, (tool, size.0), time)?;
                 Ok(LimitLatency { name: tool.name(), size, mean_us })
             })
             .collect()

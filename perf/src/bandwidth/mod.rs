@@ -161,7 +161,7 @@ impl FabricCommand {
 pub fn run(command: &FabricCommand) -> Result<ExitCode, Failure> {
     command.check()?;
     let setup = thread_setup(command.fabric.plan()?);
-    let fabric = command.fabric.open(&setup, Some(command.depth as u32));
+    let fabric = command.fabric.open(&setup, Some(command.depth as u32))?;
     let bind = || TcpListener::bind(command.listen).or_fail(format!("--listen {}", command.listen));
     let serve = |listener: &TcpListener, once| server::run(listener, &*fabric, &command.fabric, once);
     let measured = match command.role {

@@ -127,7 +127,7 @@ pub fn run(command: &BackupCommand) -> Result<ExitCode, Failure> {
     let standby = Box::new(DamagingStandby::new(standby, command.damage_page));
     let arenas = ReachableArenas::default();
     let lent = arenas.lent();
-    let fabric = command.fabric.open(&setup, None);
+    let fabric = command.fabric.open(&setup, None)?;
     let mut parts = BackupParts::new(fabric, standby, Box::new(arenas), arbiter);
     parts.threads = Arc::new(move |name: &str| setup(name));
     let handle = BackupDriver::spawn(driver, parts).or_fail(format!("--listen {}", command.listen))?;

@@ -240,7 +240,7 @@ pub fn run(command: &PrimaryCommand) -> Result<ExitCode, Failure> {
     let staging_bytes = driver.staging_bytes;
     let gate = Arc::new(WitnessedGate::new(control.clone(), command.backup)?);
     let halt = command.stop_in_epoch.map(Halt::in_epoch);
-    let mut fabric = command.fabric.open(&setup, None);
+    let mut fabric = command.fabric.open(&setup, None)?;
     if let Some(halt) = &halt {
         fabric = Arc::new(HaltingFabric::new(fabric, Arc::clone(halt)));
     }

@@ -1,9 +1,8 @@
 //! `ib_write_bw`, `ib_write_lat` and `ib_send_lat` (Debian package perftest): the limits of the
 //! rdma fabric, run by the harness itself.
 //!
-//! Their figures need the processor's clock rate. Where the machine does not tell it they print
-//! zeros; then each is run twice, with few and with many iterations, and the difference in time is
-//! what the difference in iterations took; starting and connecting cancel out.
+//! Their own figures are not used: those rest on a guess at the processor's clock rate that fails on
+//! a busy machine. Each runs for a time instead, and what counts is how often it did its work.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -18,6 +17,8 @@ use crate::fabrics::FabricOptions;
 
 /// Longest run of a program.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// A program's first and last seconds, which it does not count.
+const MARGIN_SECONDS: u64 = 1;
 /// How often an end, or a port, is looked for.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -61,14 +62,14 @@ pub struct Run {
     pub depth: u64,
     /// Queue pairs.
     pub queue_pairs: u64,
-    /// Iterations of each queue pair.
-    pub iterations: u64,
+    /// Seconds that are counted.
+    pub seconds: u64,
 }
 
 impl Run {
     #[cfg(test)]
     pub fn sample() -> Self {
-        Self { tool: Tool::WriteBw, size_bytes: 4096, depth: 128, queue_pairs: 2, iterations: 1000 }
+        Self { tool: Tool::WriteBw, size_bytes: 4096, depth: 128, queue_pairs: 2, seconds: 3 }
     }
 
     /// Arguments of both ends: numbers, and what the options of this end say of the device.
@@ -76,7 +77,8 @@ impl Run {
         let number = |name: &str, value: u64| [name.to_owned(), value.to_string()];
         let mut arguments = vec!["-F".to_owned()];
         arguments.extend(number("-s", self.size_bytes));
-        arguments.extend(number("-n", self.iterations));
+        arguments.extend(number("-D", self.seconds + 2 * MARGIN_SECONDS));
+        arguments.extend(number("-f", MARGIN_SECONDS));
         arguments.extend(number("-p", port.into()));
         match self.tool {
             Tool::WriteBw => {
@@ -90,11 +92,6 @@ impl Run {
         }
         arguments.extend_from_slice(device);
         arguments
-    }
-
-    /// What its iterations move in all, in bytes.
-    fn bytes(&self) -> u64 {
-        self.size_bytes * self.iterations * self.queue_pairs
     }
 }
 
@@ -199,97 +196,56 @@ fn names_listener(table: &str, port: u16) -> bool {
     })
 }
 
-/// What a run told of one iteration, in seconds: the mean of all writes, or of a round trip. `None`
-/// where the program does not know the clock rate.
-fn printed_seconds(run: &Run, printed: &str) -> Option<f64> {
-    let lines = printed.lines().skip_while(|line| !line.trim_start().starts_with("#bytes"));
-    let figures: Vec<f64> =
-        lines.skip(1).take(1).flat_map(str::split_whitespace).map_while(|word| word.parse().ok()).collect();
-    let seconds = match run.tool {
-        // Size, iterations, peak and mean in MiB/s.
-        Tool::WriteBw => (run.size_bytes * run.queue_pairs) as f64 / (figures.get(3)? * f64::from(1 << 20)),
-        // Size, iterations, and of half a round trip in us: least, most, typical, mean.
-        Tool::WriteLat | Tool::SendLat => 2.0 * figures.get(5)? / 1e6,
-    };
-    (seconds.is_finite() && seconds > 0.0).then_some(seconds)
+/// How often a program did its work in the seconds counted.
+fn iterations(printed: &str) -> Option<u64> {
+    let mut lines = printed.lines().skip_while(|line| !line.trim_start().starts_with("#bytes"));
+    let iterations = lines.nth(1)?.split_whitespace().nth(1)?.parse().ok()?;
+    (iterations > 0).then_some(iterations)
 }
 
-/// Runs both ends once; what the client printed, and its seconds from start to end.
-fn run_once(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<(String, f64), Failure> {
+/// Runs both ends; how often the program did its work.
+fn count(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<u64, Failure> {
     let address: SocketAddr = control.order_listening(&Order::Perftest(*run))?;
-    let begun = Instant::now();
     let program = Program::start(run, options, address.port(), Some(address.ip()))?;
     let outcome = program.finish(PATIENCE);
-    let seconds = begun.elapsed().as_secs_f64();
     match control.order(&Order::Reap) {
-        Ok(Answer::Done) => outcome.map(|printed| (printed, seconds)),
-        Ok(other) => Err(Failure::failed(format!("the server answered {other:?}"))),
-        Err(server) => Err(outcome.err().unwrap_or(server)),
+        Ok(Answer::Done) => {}
+        Ok(other) => return Err(Failure::failed(format!("the server answered {other:?}"))),
+        Err(server) => return Err(outcome.err().unwrap_or(server)),
     }
+    let printed = outcome?;
+    let why = || Failure::failed(format!("{} gave no figures: {printed}", run.tool.name()));
+    iterations(&printed).ok_or_else(why)
 }
 
-/// Seconds that one iteration of `run` takes.
-fn seconds_of_iteration(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<f64, Failure> {
-    let (printed, long) = run_once(control, options, run)?;
-    if let Some(seconds) = printed_seconds(run, &printed) {
-        return Ok(seconds);
-    }
-    let few = Run { iterations: (run.iterations / 20).max(8), ..*run };
-    let (_, short) = run_once(control, options, &few)?;
-    if long <= short || run.iterations <= few.iterations {
-        return Err(Failure::failed(format!(
-            "{} took {short:.3} s for {} iterations and {long:.3} s for {}: measure for longer (--seconds)",
-            run.tool.name(),
-            few.iterations,
-            run.iterations
-        )));
-    }
-    Ok((long - short) / (run.iterations - few.iterations) as f64)
+fn whole_seconds(time: Duration) -> u64 {
+    (time.as_secs_f64().ceil() as u64).max(1)
 }
 
-/// As [`seconds_of_iteration`], with as many iterations as fill at least half of `time`, beginning
-/// with those of `run`.
-fn measure(control: &mut Control, options: &FabricOptions, run: Run, time: Duration) -> Result<f64, Failure> {
-    let mut run = run;
-    let mut tries = 3;
-    loop {
-        run.iterations = run.iterations.clamp(64, 10_000_000);
-        let seconds = seconds_of_iteration(control, options, &run)?;
-        tries -= 1;
-        if tries == 0 || seconds * run.iterations as f64 >= time.as_secs_f64() / 2.0 {
-            return Ok(seconds);
-        }
-        run.iterations = (time.as_secs_f64() / seconds) as u64;
-    }
-}
-
-/// Bandwidth of one-sided writes in MB/s, measured for about `time` if it is about `guess_mb_s`.
+/// Bandwidth of one-sided writes in MB/s, measured for `time`, in whole seconds.
 pub fn bandwidth(
     control: &mut Control,
     options: &FabricOptions,
     (size_bytes, depth): (u64, u64),
-    guess_mb_s: f64,
     time: Duration,
 ) -> Result<f64, Failure> {
-    let queue_pairs = options.streams;
-    let one = Run { tool: Tool::WriteBw, size_bytes, depth, queue_pairs, iterations: 1 };
-    let iterations = (guess_mb_s * 1e6 * time.as_secs_f64()) as u64 / one.bytes();
-    let seconds = measure(control, options, Run { iterations, ..one }, time)?;
-    Ok(one.bytes() as f64 / seconds / 1e6)
+    let seconds = whole_seconds(time);
+    let run = Run { tool: Tool::WriteBw, size_bytes, depth, queue_pairs: options.streams, seconds };
+    let writes = count(control, options, &run)?;
+    Ok((writes * size_bytes) as f64 / seconds as f64 / 1e6)
 }
 
-/// Microseconds that a write or message of `size_bytes` takes there and back, measured for about
-/// `time` if it takes about `guess_us`.
+/// Microseconds that a write or message of `size_bytes` takes there and back, measured for `time`.
 pub fn round_trip_us(
     control: &mut Control,
     options: &FabricOptions,
     (tool, size_bytes): (Tool, u64),
-    guess_us: f64,
     time: Duration,
 ) -> Result<f64, Failure> {
-    let iterations = (time.as_secs_f64() * 1e6 / guess_us.max(1.0)) as u64;
-    let run = Run { tool, size_bytes, depth: 1, queue_pairs: 1, iterations };
-    Ok(1e6 * measure(control, options, run, time)?)
+    let seconds = whole_seconds(time);
+    let run = Run { tool, size_bytes, depth: 1, queue_pairs: 1, seconds };
+    let trips = count(control, options, &run)?;
+    Ok(seconds as f64 * 1e6 / trips as f64)
 }
 
 #[cfg(test)]
@@ -302,28 +258,24 @@ mod tests {
     fn arguments_are_what_perftest_knows() {
         let device = ["-d".to_owned(), "rxe0".to_owned()];
         let text = |tool| Run { tool, ..Run::sample() }.arguments(&device, 18515).join(" ");
-        assert_eq!(text(Tool::WriteBw), "-F -s 4096 -n 1000 -p 18515 -t 128 -q 2 -d rxe0");
-        assert_eq!(text(Tool::WriteLat), "-F -s 4096 -n 1000 -p 18515 -d rxe0");
-        assert_eq!(text(Tool::SendLat), "-F -s 4096 -n 1000 -p 18515 -e -d rxe0");
-        assert_eq!(Run::sample().bytes(), 4096 * 2 * 1000);
+        assert_eq!(text(Tool::WriteBw), "-F -s 4096 -D 5 -f 1 -p 18515 -t 128 -q 2 -d rxe0");
+        assert_eq!(text(Tool::WriteLat), "-F -s 4096 -D 5 -f 1 -p 18515 -d rxe0");
+        assert_eq!(text(Tool::SendLat), "-F -s 4096 -D 5 -f 1 -p 18515 -e -d rxe0");
     }
 
     #[test]
-    fn what_perftest_prints_is_read_and_zeros_are_not() {
-        let writes = Run { tool: Tool::WriteBw, size_bytes: 1 << 20, ..Run::sample() };
+    fn the_work_done_is_read() {
         let text = |figures: &str| {
             format!(
                 "----\n Mtu : 4096[B]\n #bytes     #iterations    BW peak[MB/sec] ...\n {figures}\n----\n"
             )
         };
-        assert_eq!(printed_seconds(&writes, &text("1048576  2000  300.1  200.0  0.0002")), Some(0.01));
-        let trips = Run { tool: Tool::SendLat, size_bytes: 16, ..Run::sample() };
-        let half_us = text("16  500  20.5  900.0  24.0  25.0  3.1  40.0  50.0");
-        assert_eq!(printed_seconds(&trips, &half_us), Some(50e-6));
-        for figures in ["1048576 2000 0.00 0.00 0.0", "1048576 2000 inf inf inf", "1048576 2000", "", "x"] {
-            assert_eq!(printed_seconds(&writes, &text(figures)), None, "{figures}");
+        assert_eq!(iterations(&text("1048576  2000  0.00  0.00  0.0002")), Some(2000));
+        assert_eq!(iterations(&text("16  77  inf  nan")), Some(77));
+        for figures in ["1048576 0 1.0", "1048576", "", "x y"] {
+            assert_eq!(iterations(&text(figures)), None, "{figures}");
         }
-        assert_eq!(printed_seconds(&writes, "Couldn't connect"), None);
+        assert_eq!(iterations("Couldn't connect"), None);
     }
 
     #[test]
