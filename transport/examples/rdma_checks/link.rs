@@ -28,10 +28,7 @@ fn states() -> Vec<PortState> {
 }
 
 pub fn a_link_that_goes_down_is_noticed(place: &Place) {
-    let Some(interface) = &place.interface else {
-        println!("    not done: needs --interface");
-        return;
-    };
+    let interface = place.interface.as_deref().expect("the option --interface");
     let silent_after = Duration::from_millis(500);
     let config = || RdmaConfig { silent_after, ..RdmaConfig::default() };
     let pair = Pair::of(place.socket(), config(), config(), |_| {}).expect("a connection");
