@@ -203,8 +203,10 @@ fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEp
         if placed.pages >= shared.options.send_now_from_pages && send_now(shared, tools, &placed) {
             continue;
         }
-        // Without one the connection was given up: nothing of this epoch will be sent.
-        let (Some(mut piece), Some(link)) = (wait_for_piece(shared), shared.link()) else { break };
+        // Without one the connection is gone or was given up: nothing of this epoch will be sent. The
+        // piece comes last: one that was taken would have to be given back.
+        let Some(link) = shared.link() else { break };
+        let Some(mut piece) = wait_for_piece(shared) else { break };
         piece.identity = placed.identity;
         tools.copies.clear();
         tools.plan.stage(&mut piece, link.staging, &shared.borders, &shared.shape, &mut tools.copies);
