@@ -153,6 +153,11 @@ fn place_when_free(shared: &Shared, job: &mut Job, until: Time) -> Result<Placed
     loop {
         // Seen before the machine is asked: an ack that comes after that wakes at once.
         let seen = shared.wake_capture.seen();
+        if shared.is_over() {
+            // Nobody hears the backup any more (I8).
+            shared.call(|primary, _, _| primary.capture_failed(&[]));
+            return Err(NotTaken::Superseded);
+        }
         shared.perform();
         match shared.call(|primary, now, actions| primary.place(&[], now, &mut job.transfers, actions)) {
             Err(NotTaken::Full { .. }) => {}
