@@ -39,8 +39,8 @@ impl Primary {
         if full {
             // Back-pressure: the guest runs on while acks are awaited, and is held where `place` would
             // soon have to say that its pages never fit.
-            let limit =
-                image.outgrows_at(self.shape.spares).filter(|_| !self.config.throttle_pause.is_zero());
+            let may_hold = !self.config.throttle_pause.is_zero() && image.stalled_until.is_none();
+            let limit = image.outgrows_at(self.shape.spares).filter(|_| may_hold);
             let Some(limit) = limit else { return Work::Wait { until: None } };
             due = due.max(limit);
         }
@@ -153,7 +153,9 @@ impl Primary {
             Err(not_placed) => {
                 self.image.keep(dirty);
                 let until = capture.paused_at.after(self.config.throttle_pause);
-                if not_placed == NotPlaced::Later && now < until {
+                // Once in vain is enough until something is acked: else a backup that frees nothing
+                // would have the guest paused nearly all the time (I8).
+                if not_placed == NotPlaced::Later && now < until && self.image.stalled_until.is_none() {
                     self.image.capture = Some(capture);
                     self.ask_homings(actions);
                     return Err(NotTaken::Full { until });
