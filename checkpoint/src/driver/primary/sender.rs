@@ -96,6 +96,9 @@ impl Sender {
                 }
             }
             Kind::Epoch(placed) => {
+                // Whatever comes of it: parts of it may have reached the arena already, and a later
+                // round in that arena must not take their homes for zero.
+                self.rounds.count_placed(&job.transfers);
                 let link = self.shared.link().filter(|link| link.carries(&placed.identity));
                 let posted = match &link {
                     Some(link) => self.post(link, &mut job, &placed),
@@ -191,7 +194,6 @@ impl Sender {
             link.endpoint.write(writes)?;
         }
         bytes += post_slot(shared, link, job, placed)?;
-        self.rounds.count_placed(&job.transfers);
         let marker = placed.epoch.0;
         link.endpoint.mark(marker)?;
         shared.metrics.count(Counter::BytesSent, bytes);
