@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
 use crate::memory::Memory;
+use crate::stream::socket::send_bursts_at_once;
 
 /// Walks through a memory over and over, in spans of at most `span_bytes`.
 struct Walk<'a> {
@@ -37,13 +38,15 @@ impl<'a> Walk<'a> {
 
 /// Sends `memory` over and over, with calls of at most `span_bytes`, as long as `more` says that
 /// bytes are left: it is asked with the bytes sent so far and answers with the most to send next,
-/// 0 at the end. Returns the bytes sent.
+/// 0 at the end. Returns the bytes sent. The socket gets the fabric's congestion control, so that the
+/// two are alike.
 pub fn send(
     socket: &TcpStream,
     memory: &Memory,
     span_bytes: usize,
     mut more: impl FnMut(u64) -> u64,
 ) -> io::Result<u64> {
+    send_bursts_at_once(socket);
     let mut walk = Walk::new(memory, span_bytes);
     let mut sent = 0;
     loop {

@@ -25,11 +25,16 @@ pub(crate) fn configure(socket: &TcpStream, config: &StreamConfig) -> io::Result
     }
     match &config.congestion_control {
         CongestionControl::System => {}
-        // A kernel without it keeps its own choice, which works as well, only slower.
-        CongestionControl::Bursts => drop(sockopt::set_tcp_congestion(socket, "cubic")),
+        CongestionControl::Bursts => send_bursts_at_once(socket),
         CongestionControl::Named(name) => sockopt::set_tcp_congestion(socket, name)?,
     }
     Ok(())
+}
+
+/// See [`CongestionControl::Bursts`].
+pub(crate) fn send_bursts_at_once(socket: &TcpStream) {
+    // A kernel without it keeps its own choice, which works as well, only slower.
+    let _ = sockopt::set_tcp_congestion(socket, "cubic");
 }
 
 /// How long ago the kernel last received data on this socket, in milliseconds.
