@@ -106,6 +106,8 @@ pub enum Outcome {
     Destroyed(Record),
     /// The guest has ended by itself; nothing was touched.
     Ended,
+    /// Another protector of this host has claimed the guest since, and looks after it.
+    Displaced,
     /// Without an arbiter nobody may decide: the guest was left as it was.
     Held,
 }
@@ -135,6 +137,11 @@ enum State {
     },
     CheckBeforeOpening {
         granted: Granted,
+    },
+    /// Something failed meanwhile: does the grant still stand?
+    Confirming {
+        granted: Granted,
+        resume: bool,
     },
     Returning {
         from: Record,
@@ -201,7 +208,7 @@ impl Guard {
             (State::Resuming { granted }, Input::Done(Err(why))) => {
                 self.wait(State::CheckAfterFailure { granted }, format!("cannot resume the guest: {why}"))
             }
-            (State::CheckAfterFailure { granted }, Input::GuestAlive(true)) => self.resume(granted),
+            (State::CheckAfterFailure { granted }, Input::GuestAlive(true)) => self.confirm(granted, true),
             (State::CheckAfterFailure { granted }, Input::GuestAlive(false)) => self.hand_back(granted),
             (State::Opening { .. }, Input::Done(Ok(()))) => self.exit(Outcome::Solo),
             (State::Opening { granted }, Input::Done(Err(why))) => {
@@ -209,7 +216,10 @@ impl Guard {
                 let then = State::CheckBeforeOpening { granted };
                 self.wait(then, format!("cannot let the guest's output go: {why}"))
             }
-            (State::CheckBeforeOpening { granted }, Input::GuestAlive(true)) => self.open(granted),
+            (State::CheckBeforeOpening { granted }, Input::GuestAlive(true)) => self.confirm(granted, false),
+            (State::Confirming { granted, resume }, Input::Record(record)) => {
+                self.confirmed(granted, resume, record)
+            }
             (State::CheckBeforeOpening { .. }, Input::GuestAlive(false)) => self.exit(Outcome::GuestDead),
             (State::Returning { from, to }, Input::Swapped(outcome)) => match outcome {
                 SwapOutcome::Won => self.exit(Outcome::HandedBack),
@@ -233,7 +243,7 @@ impl Guard {
             | State::SecondCheck { .. }
             | State::CheckAfterFailure { .. }
             | State::CheckBeforeOpening { .. } => Action::CheckGuest,
-            State::Reading | State::ReadingReturned { .. } => Action::ReadRecord,
+            State::Reading | State::Confirming { .. } | State::ReadingReturned { .. } => Action::ReadRecord,
             State::Swapping { expected, new } => {
                 Action::Swap { expected: expected.clone(), new: new.clone() }
             }
@@ -324,6 +334,43 @@ impl Guard {
 
     fn open(&mut self, granted: Granted) -> Action {
         self.enter(State::Opening { granted })
+    }
+
+    /// Before something is tried again that failed. A protector that was started meanwhile has
+    /// claimed the record and holds the guest's output again: what was granted before is void.
+    fn confirm(&mut self, granted: Granted, resume: bool) -> Action {
+        match self.policy.authority {
+            Authority::Arbiter => self.enter(State::Confirming { granted, resume }),
+            _ if resume => self.resume(granted),
+            _ => self.open(granted),
+        }
+    }
+
+    fn confirmed(
+        &mut self,
+        granted: Granted,
+        resume: bool,
+        record: Result<Option<Record>, String>,
+    ) -> Action {
+        let then = |granted| match resume {
+            true => State::CheckAfterFailure { granted },
+            false => State::CheckBeforeOpening { granted },
+        };
+        match record {
+            Ok(Some(record)) if record == granted.record && resume => self.resume(granted),
+            Ok(Some(record)) if record == granted.record => self.open(granted),
+            Ok(Some(record)) => match &record.ownership {
+                Ownership::Protected { primary, .. } | Ownership::Solo { primary }
+                    if *primary == self.policy.host =>
+                {
+                    self.exit(Outcome::Displaced)
+                }
+                Ownership::Ended => self.exit(Outcome::Ended),
+                _ => self.enter(State::Destroying { record }),
+            },
+            Ok(None) => self.wait(then(granted), "there is no record of this guest".into()),
+            Err(why) => self.wait(then(granted), why),
+        }
     }
 
     /// The guest is dead and nothing of it has left since the last ack: the backup may have it.
