@@ -166,6 +166,9 @@ struct Granted {
     grant: SoloGrant,
     record: Record,
     displaced: Option<Record>,
+    /// Another protector of this host has claimed the record since: the guest runs here, and its
+    /// output is no more the guard's to let go.
+    void: bool,
 }
 
 /// The machine.
@@ -204,6 +207,9 @@ impl Guard {
             },
             (State::SecondCheck { granted }, Input::GuestAlive(true)) => self.resume(granted),
             (State::SecondCheck { granted }, Input::GuestAlive(false)) => self.hand_back(granted),
+            (State::Resuming { granted }, Input::Done(Ok(()))) if granted.void => {
+                self.exit(Outcome::Displaced)
+            }
             (State::Resuming { granted }, Input::Done(Ok(()))) => self.open(granted),
             (State::Resuming { granted }, Input::Done(Err(why))) => {
                 self.wait(State::CheckAfterFailure { granted }, format!("cannot resume the guest: {why}"))
@@ -322,7 +328,9 @@ impl Guard {
         let displaced =
             displaced.filter(|displaced| matches!(displaced.ownership, Ownership::Protected { .. }));
         match solo_grant(&record, &self.policy.host) {
-            Some(grant) => self.enter(State::SecondCheck { granted: Granted { grant, record, displaced } }),
+            Some(grant) => {
+                self.enter(State::SecondCheck { granted: Granted { grant, record, displaced, void: false } })
+            }
             // Not reached: only records of this form are swapped in. If it were, to hold is safe.
             None => self.wait(State::FirstCheck, "the record won is no grant".into()),
         }
@@ -363,7 +371,11 @@ impl Guard {
                 Ownership::Protected { primary, .. } | Ownership::Solo { primary }
                     if *primary == self.policy.host =>
                 {
-                    self.exit(Outcome::Displaced)
+                    match resume {
+                        // Who left it paused was not the new one.
+                        true => self.resume(Granted { void: true, ..granted }),
+                        false => self.exit(Outcome::Displaced),
+                    }
                 }
                 Ownership::Ended => self.exit(Outcome::Ended),
                 _ => self.enter(State::Destroying { record }),
@@ -375,7 +387,9 @@ impl Guard {
 
     /// The guest is dead and nothing of it has left since the last ack: the backup may have it.
     fn hand_back(&mut self, granted: Granted) -> Action {
-        let Some(displaced) = granted.displaced else { return self.exit(Outcome::GuestDead) };
+        let Some(displaced) = granted.displaced.filter(|_| !granted.void) else {
+            return self.exit(Outcome::GuestDead);
+        };
         // The nonce of the displaced record: it names the image, which is still the same.
         let to = granted.record.successor(displaced.ownership, displaced.nonce);
         self.enter(State::Returning { from: granted.record, to })

@@ -288,3 +288,22 @@ fn i1_a_grant_that_was_displaced_opens_nothing() {
     let claimed = granted.successor(protected().ownership, 5);
     assert_eq!(guard.step(Input::Record(Ok(Some(claimed)))), Action::Exit(Outcome::Displaced));
 }
+
+/// As above for a guest left paused, whose monitor the new protector had first: it runs on, no more.
+#[test]
+fn i8_a_grant_that_was_displaced_still_resumes_the_guest() {
+    let mut guard = Guard::new(policy(Authority::Arbiter));
+    guard.step(Input::ProtectorDied(LEFT_PAUSED));
+    guard.step(Input::GuestAlive(true));
+    let Action::Swap { new: granted, .. } = guard.step(Input::Record(Ok(Some(protected())))) else {
+        panic!("no swap")
+    };
+    guard.step(Input::Swapped(SwapOutcome::Won));
+    assert!(matches!(guard.step(Input::GuestAlive(true)), Action::Resume(_)));
+    assert!(matches!(guard.step(Input::Done(Err("busy".into()))), Action::Wait(..)));
+    assert_eq!(guard.step(Input::Waited), Action::CheckGuest);
+    assert_eq!(guard.step(Input::GuestAlive(true)), Action::ReadRecord);
+    let claimed = granted.successor(solo("a").ownership, 5);
+    assert!(matches!(guard.step(Input::Record(Ok(Some(claimed)))), Action::Resume(_)));
+    assert_eq!(guard.step(Input::Done(Ok(()))), Action::Exit(Outcome::Displaced));
+}
