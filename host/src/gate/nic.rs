@@ -126,6 +126,13 @@ impl Nic {
                     stopped = Stopped::Done;
                     break;
                 }
+                // A frame that the kernel cannot describe in a virtio header is lost, and no other.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    if self.counts.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                        tracing::warn!(%error, inlet = inlet.name(), "a packet could not be read");
+                    }
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(%error, inlet = inlet.name(), "the gate's inlet cannot be read");
                     stopped = Stopped::Broken;

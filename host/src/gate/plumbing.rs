@@ -195,8 +195,14 @@ impl Plumbing {
         let (spec, index, mac) = (&self.spec, self.tap_index, self.spec.mac);
         let tap = link::find_index(netlink, index).map_err(failed(spec, "looking at the tap"))?;
         let tap = tap.ok_or_else(|| refused(spec, "the tap has vanished"))?;
-        let made = link::add_clsact(netlink, index).map_err(failed(spec, "adding a clsact queue"))?;
-        if !made && !filter::is_bare(netlink, index).map_err(failed(spec, "looking at the tap's filters"))? {
+        let add = || link::add_clsact(netlink, index).map_err(failed(spec, "adding a clsact queue"));
+        let mut made = add()?;
+        if !made && filter::is_bare(netlink, index).map_err(failed(spec, "looking at the tap's filters"))? {
+            // An empty one is made anew. An empty `ingress`, which could not be taken away again, stays.
+            link::remove_clsact(netlink, index).map_err(failed(spec, "removing an empty clsact queue"))?;
+            made = add()?;
+        }
+        if !made {
             return Err(refused(
                 spec,
                 "the tap has an ingress or clsact queue of somebody else (a bandwidth limit of libvirt?); take it \
@@ -207,8 +213,12 @@ impl Plumbing {
             link::is_pinned(netlink, index, mac).map_err(failed(spec, "reading the bridge's table"))?;
         let restore = Restore { multicast_router: tap.multicast_router(), address_stays };
         // First, since its cookie tells a later process what else is to be put back.
-        filter::redirect_all(netlink, index, self.inlet_index, restore)
-            .map_err(failed(spec, "redirecting the tap's packets"))?;
+        filter::redirect_all(netlink, index, self.inlet_index, restore).map_err(|error| {
+            // Without the filter nobody would know it for ours.
+            let removed = link::remove_clsact(netlink, index);
+            tracing::debug!(?removed, "after a filter that the kernel refused");
+            failed(spec, "redirecting the tap's packets")(error)
+        })?;
         // The bridge learns of the guest no more: what it has to know is set.
         if !address_stays {
             link::pin_address(netlink, index, mac).map_err(failed(spec, "pinning the guest's address"))?;

@@ -236,7 +236,11 @@ impl OutputGate for RedirectGate {
         let outcome = shared.each(|plumbing| plumbing::remove(&shared.netlink, &plumbing.spec));
         links.closed &= outcome.is_err();
         drop(links);
-        // What had come in before the removal.
+        // What had come in before the removal, in the inlet's queue too.
+        for (plumbing, nic) in &shared.nics {
+            nic.fill(&plumbing.inlet, plumbing::INLET_QUEUE_PACKETS as usize);
+        }
+        shared.wake();
         shared.wait_released();
         self.stop();
         outcome

@@ -136,7 +136,9 @@ impl Producer {
     /// Room for one frame of any length, or `None` when no chunk is free.
     pub(super) fn room(&mut self) -> Option<&mut [u8]> {
         let mut head = self.shared.head.load(Ordering::Relaxed);
-        if next_chunk(head) - head < ROOM_BYTES {
+        // Room for the header of a skip stays behind every frame: a frame that ended with its chunk would
+        // leave the head in a chunk that was never taken.
+        if next_chunk(head) - head < ROOM_BYTES + HEADER_BYTES as u64 {
             let chunk = self.shared.free().pop()?;
             // A header always fits: positions are multiples of its length.
             self.write_header(head, SKIP, 0);
@@ -266,6 +268,31 @@ mod tests {
             assert_eq!(take(&mut consumer, u64::MAX), Some((number, 1500)));
         }
         assert!(take(&mut consumer, u64::MAX).is_none() && put(&mut producer, 0, MAX_FRAME_BYTES));
+    }
+
+    #[test]
+    fn a_frame_that_could_end_with_its_chunk_does_not() {
+        let (mut producer, mut consumer, watch) = ring(0).unwrap();
+        let rest = CHUNK_BYTES - 15 * ROOM_BYTES;
+        let last = rest as usize - HEADER_BYTES;
+        // Laps enough for every chunk's place to be stale.
+        for lap in 0..3 * LEAST_CHUNKS {
+            let lengths = [MAX_FRAME_BYTES; 14].into_iter().chain([last, MAX_FRAME_BYTES, 60, 60]);
+            for (number, length) in lengths.enumerate() {
+                assert!(put(&mut producer, lap * 100 + number as u64, length));
+                assert_ne!(watch.head() % CHUNK_BYTES, 0, "no frame ends a chunk");
+            }
+            // The next lap begins with a chunk.
+            let (mut count, mut taken) = (0, 0);
+            while let Some((number, _)) = take(&mut consumer, u64::MAX) {
+                assert_eq!(number, lap * 100 + count);
+                (count, taken) = (count + 1, number);
+            }
+            assert_eq!((count, taken), (18, lap * 100 + 17));
+            while CHUNK_BYTES - watch.head() % CHUNK_BYTES >= ROOM_BYTES + HEADER_BYTES as u64 {
+                assert!(put(&mut producer, 0, MAX_FRAME_BYTES) && take(&mut consumer, u64::MAX).is_some());
+            }
+        }
     }
 
     #[test]

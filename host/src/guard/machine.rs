@@ -106,6 +106,8 @@ pub enum Outcome {
     Destroyed(Record),
     /// The guest has ended by itself; nothing was touched.
     Ended,
+    /// Another protector of this host has claimed the guest since, and looks after it.
+    Displaced,
     /// Without an arbiter nobody may decide: the guest was left as it was.
     Held,
 }
@@ -136,6 +138,11 @@ enum State {
     CheckBeforeOpening {
         granted: Granted,
     },
+    /// Something failed meanwhile: does the grant still stand?
+    Confirming {
+        granted: Granted,
+        resume: bool,
+    },
     Returning {
         from: Record,
         to: Record,
@@ -159,6 +166,9 @@ struct Granted {
     grant: SoloGrant,
     record: Record,
     displaced: Option<Record>,
+    /// Another protector of this host has claimed the record since: the guest runs here, and its
+    /// output is no more the guard's to let go.
+    void: bool,
 }
 
 /// The machine.
@@ -197,11 +207,14 @@ impl Guard {
             },
             (State::SecondCheck { granted }, Input::GuestAlive(true)) => self.resume(granted),
             (State::SecondCheck { granted }, Input::GuestAlive(false)) => self.hand_back(granted),
+            (State::Resuming { granted }, Input::Done(Ok(()))) if granted.void => {
+                self.exit(Outcome::Displaced)
+            }
             (State::Resuming { granted }, Input::Done(Ok(()))) => self.open(granted),
             (State::Resuming { granted }, Input::Done(Err(why))) => {
                 self.wait(State::CheckAfterFailure { granted }, format!("cannot resume the guest: {why}"))
             }
-            (State::CheckAfterFailure { granted }, Input::GuestAlive(true)) => self.resume(granted),
+            (State::CheckAfterFailure { granted }, Input::GuestAlive(true)) => self.confirm(granted, true),
             (State::CheckAfterFailure { granted }, Input::GuestAlive(false)) => self.hand_back(granted),
             (State::Opening { .. }, Input::Done(Ok(()))) => self.exit(Outcome::Solo),
             (State::Opening { granted }, Input::Done(Err(why))) => {
@@ -209,7 +222,10 @@ impl Guard {
                 let then = State::CheckBeforeOpening { granted };
                 self.wait(then, format!("cannot let the guest's output go: {why}"))
             }
-            (State::CheckBeforeOpening { granted }, Input::GuestAlive(true)) => self.open(granted),
+            (State::CheckBeforeOpening { granted }, Input::GuestAlive(true)) => self.confirm(granted, false),
+            (State::Confirming { granted, resume }, Input::Record(record)) => {
+                self.confirmed(granted, resume, record)
+            }
             (State::CheckBeforeOpening { .. }, Input::GuestAlive(false)) => self.exit(Outcome::GuestDead),
             (State::Returning { from, to }, Input::Swapped(outcome)) => match outcome {
                 SwapOutcome::Won => self.exit(Outcome::HandedBack),
@@ -233,7 +249,7 @@ impl Guard {
             | State::SecondCheck { .. }
             | State::CheckAfterFailure { .. }
             | State::CheckBeforeOpening { .. } => Action::CheckGuest,
-            State::Reading | State::ReadingReturned { .. } => Action::ReadRecord,
+            State::Reading | State::Confirming { .. } | State::ReadingReturned { .. } => Action::ReadRecord,
             State::Swapping { expected, new } => {
                 Action::Swap { expected: expected.clone(), new: new.clone() }
             }
@@ -312,7 +328,9 @@ impl Guard {
         let displaced =
             displaced.filter(|displaced| matches!(displaced.ownership, Ownership::Protected { .. }));
         match solo_grant(&record, &self.policy.host) {
-            Some(grant) => self.enter(State::SecondCheck { granted: Granted { grant, record, displaced } }),
+            Some(grant) => {
+                self.enter(State::SecondCheck { granted: Granted { grant, record, displaced, void: false } })
+            }
             // Not reached: only records of this form are swapped in. If it were, to hold is safe.
             None => self.wait(State::FirstCheck, "the record won is no grant".into()),
         }
@@ -326,9 +344,52 @@ impl Guard {
         self.enter(State::Opening { granted })
     }
 
+    /// Before something is tried again that failed. A protector that was started meanwhile has
+    /// claimed the record and holds the guest's output again: what was granted before is void.
+    fn confirm(&mut self, granted: Granted, resume: bool) -> Action {
+        match self.policy.authority {
+            Authority::Arbiter => self.enter(State::Confirming { granted, resume }),
+            _ if resume => self.resume(granted),
+            _ => self.open(granted),
+        }
+    }
+
+    fn confirmed(
+        &mut self,
+        granted: Granted,
+        resume: bool,
+        record: Result<Option<Record>, String>,
+    ) -> Action {
+        let then = |granted| match resume {
+            true => State::CheckAfterFailure { granted },
+            false => State::CheckBeforeOpening { granted },
+        };
+        match record {
+            Ok(Some(record)) if record == granted.record && resume => self.resume(granted),
+            Ok(Some(record)) if record == granted.record => self.open(granted),
+            Ok(Some(record)) => match &record.ownership {
+                Ownership::Protected { primary, .. } | Ownership::Solo { primary }
+                    if *primary == self.policy.host =>
+                {
+                    match resume {
+                        // Who left it paused was not the new one.
+                        true => self.resume(Granted { void: true, ..granted }),
+                        false => self.exit(Outcome::Displaced),
+                    }
+                }
+                Ownership::Ended => self.exit(Outcome::Ended),
+                _ => self.enter(State::Destroying { record }),
+            },
+            Ok(None) => self.wait(then(granted), "there is no record of this guest".into()),
+            Err(why) => self.wait(then(granted), why),
+        }
+    }
+
     /// The guest is dead and nothing of it has left since the last ack: the backup may have it.
     fn hand_back(&mut self, granted: Granted) -> Action {
-        let Some(displaced) = granted.displaced else { return self.exit(Outcome::GuestDead) };
+        let Some(displaced) = granted.displaced.filter(|_| !granted.void) else {
+            return self.exit(Outcome::GuestDead);
+        };
         // The nonce of the displaced record: it names the image, which is still the same.
         let to = granted.record.successor(displaced.ownership, displaced.nonce);
         self.enter(State::Returning { from: granted.record, to })

@@ -264,3 +264,46 @@ fn without_an_arbiter_only_the_automatic_move_is_made() {
     guard.step(Input::GuestAlive(true));
     assert!(matches!(guard.step(Input::GuestAlive(true)), Action::Resume(_)));
 }
+
+/// A protector that was started again has claimed the record: a guard that could not open the gate
+/// at once must not open it then, for the new one holds the guest's output.
+#[test]
+fn i1_a_grant_that_was_displaced_opens_nothing() {
+    let mut guard = Guard::new(policy(Authority::Arbiter));
+    guard.step(Input::ProtectorDied(LastWords { paused: false, ..LEFT_PAUSED }));
+    guard.step(Input::GuestAlive(true));
+    let Action::Swap { new: granted, .. } = guard.step(Input::Record(Ok(Some(protected())))) else {
+        panic!("no swap")
+    };
+    guard.step(Input::Swapped(SwapOutcome::Won));
+    assert!(matches!(guard.step(Input::GuestAlive(true)), Action::OpenGate(_)));
+    let fail = |guard: &mut Guard| {
+        assert!(matches!(guard.step(Input::Done(Err("busy".into()))), Action::Wait(..)));
+        assert_eq!(guard.step(Input::Waited), Action::CheckGuest);
+        assert_eq!(guard.step(Input::GuestAlive(true)), Action::ReadRecord);
+    };
+    fail(&mut guard);
+    assert!(matches!(guard.step(Input::Record(Ok(Some(granted.clone())))), Action::OpenGate(_)));
+    fail(&mut guard);
+    let claimed = granted.successor(protected().ownership, 5);
+    assert_eq!(guard.step(Input::Record(Ok(Some(claimed)))), Action::Exit(Outcome::Displaced));
+}
+
+/// As above for a guest left paused, whose monitor the new protector had first: it runs on, no more.
+#[test]
+fn i8_a_grant_that_was_displaced_still_resumes_the_guest() {
+    let mut guard = Guard::new(policy(Authority::Arbiter));
+    guard.step(Input::ProtectorDied(LEFT_PAUSED));
+    guard.step(Input::GuestAlive(true));
+    let Action::Swap { new: granted, .. } = guard.step(Input::Record(Ok(Some(protected())))) else {
+        panic!("no swap")
+    };
+    guard.step(Input::Swapped(SwapOutcome::Won));
+    assert!(matches!(guard.step(Input::GuestAlive(true)), Action::Resume(_)));
+    assert!(matches!(guard.step(Input::Done(Err("busy".into()))), Action::Wait(..)));
+    assert_eq!(guard.step(Input::Waited), Action::CheckGuest);
+    assert_eq!(guard.step(Input::GuestAlive(true)), Action::ReadRecord);
+    let claimed = granted.successor(solo("a").ownership, 5);
+    assert!(matches!(guard.step(Input::Record(Ok(Some(claimed)))), Action::Resume(_)));
+    assert_eq!(guard.step(Input::Done(Ok(()))), Action::Exit(Outcome::Displaced));
+}

@@ -243,6 +243,7 @@ fn report(spec: &GuardSpec, outcome: &Outcome) {
         Outcome::HandedBack => ("handed_back", "it died too; the backup may take over".into()),
         Outcome::Destroyed(record) => ("destroyed", format!("destroyed here: {}", record.describe())),
         Outcome::Ended => ("ended", "it has ended by itself".into()),
+        Outcome::Displaced => ("displaced", "another protector of this host has it now".into()),
         Outcome::Held => (
             "held",
             "its protection died and nobody arbitrates: it was left as it was; resume it by hand, or let the \
