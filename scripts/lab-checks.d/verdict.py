@@ -50,14 +50,15 @@ def zombie(folder, name, outcome):
     demand(held["unchanged"] and held["verified_again"]["exact"], "the image changed", held)
     demand(backup["epoch"] < 20, "the half-sent epoch was committed", backup["epoch"])
     demand(met and met["bytes_before"] > 0 and met["bytes_after"] > 0, "the epoch was not cut in half", met)
-    demand(met["errors"] and "connection ended" in met["errors"][0], "the zombie's writes did not fail by name", met)
+    named = [error for error in met["errors"] if "connection ended" in error]
+    demand(named, "the zombie's writes did not fail by name", met)
     demand(primary["outcome"] == outcome, f"the zombie ended otherwise than {outcome}", primary["why"])
     demand(primary["guest_destroyed"] == (outcome == "taken_over"), "the zombie's guest", primary["guest_destroyed"])
     demand(not primary["ran_alone"], "the zombie let its output go", primary["released_pause"])
     released = [primary["released_pause"], backup["verified"]["pause"]]
     demand(released[0] <= released[1], "the zombie released output that was not committed", released)
     guest = "destroyed" if primary["guest_destroyed"] else "left, its output held"
-    print(f"zombie ({name}): image unchanged, sha256 {held['hash_after'][:16]}...; guest {guest}; {met['errors'][0]}")
+    print(f"zombie ({name}): image unchanged, sha256 {held['hash_after'][:16]}...; guest {guest}; {named[0]}")
 
 
 def affinity(folder):

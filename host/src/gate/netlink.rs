@@ -78,6 +78,9 @@ impl Inner {
             // What belongs to an earlier question that failed half-way is not for us.
             if message.header.sequence_number == self.sequence {
                 match message.payload {
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(-done.code));
+                    }
                     NetlinkPayload::Done(_) => return Ok(true),
                     NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                     NetlinkPayload::Error(_) => return Ok(true),

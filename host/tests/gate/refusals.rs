@@ -29,7 +29,7 @@ pub fn filters() {
             "tc",
             "filter add dev guest0 ingress protocol ip u32 match u32 0 0 action mirred egress mirror dev client0",
         );
-        let filters = || run("tc", "-s filter show dev guest0 ingress");
+        let filters = || run("tc", "filter show dev guest0 ingress");
         let before = (listing(), filters());
         let gate = world.gate();
         let text = gate.hold().unwrap_err().to_string();

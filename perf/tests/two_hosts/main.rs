@@ -86,7 +86,8 @@ fn zombie(file: bool, capture: &str) -> (serde_json::Value, Option<i32>) {
     assert_eq!(zombie["bytes_before"], 100 * 4096);
     assert_eq!(zombie["bytes_after"], 100 * 4096);
     let errors = zombie["errors"].as_array().unwrap();
-    assert!(!errors.is_empty() && errors[0].as_str().unwrap().contains("connection ended"), "{zombie}");
+    // What its sender meets and what its control thread meets, in either order.
+    assert!(errors.iter().any(|error| error.as_str().unwrap().contains("connection ended")), "{zombie}");
     assert!(primary["released_pause"].as_u64() <= backup["verified"]["pause"].as_u64());
     assert_eq!(primary["ran_alone"], false);
     (primary, status)
