@@ -42,7 +42,9 @@ impl Outbox {
     fn wait(&mut self, link: &Link, ledger: &Ledger, deadline: Option<Instant>) -> io::Result<()> {
         let Self { waiter, completed, .. } = self;
         let queue = Arc::clone(&waiter.queue);
-        waiter.wait(&[&link.ended, &ledger.message_room], deadline, || reap(&queue, completed))?;
+        waiter.wait(&[&link.ended, &ledger.message_room], deadline, || {
+            Ok(reap(&queue, completed)? || link.is_ended())
+        })?;
         ledger.message_room.clear();
         self.look()?;
         Ok(())
@@ -86,6 +88,11 @@ impl Outbox {
             Some(_) => Err(io::ErrorKind::ConnectionAborted.into()),
             None => Ok(()),
         }
+    }
+
+    /// Lets go of the queue pair; what it sends from may be given back once that is destroyed.
+    pub(super) fn into_slots(self) -> MemoryRegion {
+        self.slots
     }
 
     /// Waits until all messages have arrived, as long as the connection stands.
