@@ -219,12 +219,12 @@ impl Client<'_> {
         Ok(vec![fence, message])
     }
 
-    /// Round trips of the raw verbs: writes by polling, messages by blocking.
+    /// Round trips of the raw verbs, waited for by polling.
     fn limit_latencies(&mut self) -> Result<Vec<LimitLatency>, Failure> {
         if self.limit != Some(Limit::Perftest) {
             return Ok(Vec::new());
         }
-        [(Tool::WriteLat, Size(4096)), (Tool::SendLat, Size(16))]
+        [(Tool::WriteLat, Size(4096))]
             .into_iter()
             .filter(|(tool, _)| tool.is_installed())
             .map(|(tool, size)| {

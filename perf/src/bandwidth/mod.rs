@@ -47,7 +47,7 @@ pub enum Limit {
     Auto,
     /// Plain TCP streams
     Plain,
-    /// ib_write_bw, ib_write_lat and ib_send_lat (Debian package perftest)
+    /// ib_write_bw and ib_write_lat (Debian package perftest)
     Perftest,
     /// Nothing
     None,

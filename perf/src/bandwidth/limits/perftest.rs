@@ -1,5 +1,5 @@
-//! `ib_write_bw`, `ib_write_lat` and `ib_send_lat` (Debian package perftest): the limits of the
-//! rdma fabric, run by the harness itself.
+//! `ib_write_bw` and `ib_write_lat` (Debian package perftest): the limits of the rdma fabric, run by
+//! the harness itself.
 //!
 //! Their own figures are not used: those rest on a guess at the processor's clock rate that fails on
 //! a busy machine. Each runs for a time instead, and what counts is how often it did its work.
@@ -30,8 +30,6 @@ pub enum Tool {
     WriteBw,
     /// One-sided writes there and back, waited for by polling memory.
     WriteLat,
-    /// Messages there and back, waited for by blocking.
-    SendLat,
 }
 
 impl Tool {
@@ -40,7 +38,6 @@ impl Tool {
         match self {
             Tool::WriteBw => "ib_write_bw",
             Tool::WriteLat => "ib_write_lat",
-            Tool::SendLat => "ib_send_lat",
         }
     }
 
@@ -88,7 +85,6 @@ impl Run {
                 }
             }
             Tool::WriteLat => {}
-            Tool::SendLat => arguments.push("-e".into()),
         }
         arguments.extend_from_slice(device);
         arguments
@@ -235,7 +231,7 @@ pub fn bandwidth(
     Ok((writes * size_bytes) as f64 / seconds as f64 / 1e6)
 }
 
-/// Microseconds that a write or message of `size_bytes` takes there and back, measured for `time`.
+/// Microseconds that a write of `size_bytes` takes there and back, measured for `time`.
 pub fn round_trip_us(
     control: &mut Control,
     options: &FabricOptions,
@@ -260,7 +256,6 @@ mod tests {
         let text = |tool| Run { tool, ..Run::sample() }.arguments(&device, 18515).join(" ");
         assert_eq!(text(Tool::WriteBw), "-F -s 4096 -D 5 -f 1 -p 18515 -t 128 -q 2 -d rxe0");
         assert_eq!(text(Tool::WriteLat), "-F -s 4096 -D 5 -f 1 -p 18515 -d rxe0");
-        assert_eq!(text(Tool::SendLat), "-F -s 4096 -D 5 -f 1 -p 18515 -e -d rxe0");
     }
 
     #[test]
