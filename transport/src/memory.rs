@@ -44,7 +44,9 @@ impl Memory {
                 unsafe { std::alloc::dealloc(self.0.as_ptr(), self.1) }
             }
         }
-        let layout = std::alloc::Layout::from_size_align(len_bytes.max(1), 4096)
+        // Whole pages: an RDMA library may keep pages with registered bytes out of child processes.
+        let whole_pages = len_bytes.max(1).checked_next_multiple_of(4096).unwrap_or(usize::MAX);
+        let layout = std::alloc::Layout::from_size_align(whole_pages, 4096)
             .expect("a length below isize::MAX rounded up to a page");
         // SAFETY: the layout has a non-zero size.
         let pointer = unsafe { std::alloc::alloc_zeroed(layout) };

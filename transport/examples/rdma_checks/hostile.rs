@@ -5,7 +5,7 @@ use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use romulus_transport::rdma::RdmaConfig;
 use romulus_transport::rdma::wire::{Answer, Credits, encode_control_header, encode_credits};
@@ -52,12 +52,20 @@ pub fn keys_of_a_closed_connection_are_dead(place: &Place) {
     pair.responder.close();
     let old = old.expect("a span");
     refused(place, |answer| answer.spans[0] = old, 0);
+    // What `works` has written is there, and nothing else.
+    let as_left = |at: usize| if (100..5100).contains(&at) { 9 } else { 7 };
+    assert!(
+        pair.target_bytes().iter().enumerate().all(|(at, byte)| *byte == as_left(at)),
+        "bytes were placed"
+    );
     // A connection that lives does not open another one's memory either.
     let mut other = None;
-    let _living = Pair::of(place.socket(), patient(), patient(), |answer| other = Some(answer.spans[0]))
+    let living = Pair::of(place.socket(), patient(), patient(), |answer| other = Some(answer.spans[0]))
         .expect("a connection");
     let other = other.expect("a span");
     refused(place, |answer| answer.spans[0] = other, 0);
+    assert!(living.target_bytes().iter().all(|byte| *byte == 7), "bytes were placed");
+    living.works();
 }
 
 /// The initiator believes that it may have twice as many markers on their way, and nobody takes
@@ -73,7 +81,6 @@ pub fn markers_without_credit_fail_by_name(place: &Place) {
     let reason = expect_end(&*pair.initiator);
     let CloseReason::Failed(text) = &reason else { panic!("{reason:?}") };
     expect_parts(text, &["IBV_WC_RNR_RETRY_EXC_ERR", "the marker in request", "credits"]);
-    assert!(pair.target_bytes().iter().all(|byte| *byte == 7), "bytes were placed");
 }
 
 /// Stands between the two on the control connection.
@@ -147,10 +154,19 @@ pub fn a_peer_that_stops_is_noticed(place: &Place) {
     let silent_after = Duration::from_millis(500);
     let (pair, proxy) = through_proxy(place, &RdmaConfig { silent_after, ..RdmaConfig::default() });
     pair.works();
+    // Both have heard the other: until then they wait longer.
+    std::thread::sleep(silent_after);
     proxy.is_stopped.store(true, Ordering::Release);
+    let start = Instant::now();
+    let mut noticed = 0;
     for endpoint in [&pair.initiator, &pair.responder] {
         let reason = expect_end(&**endpoint);
         // Whoever notices first ends the connection of the other.
         assert!(matches!(reason, CloseReason::Silent(_) | CloseReason::Peer(_)), "{reason:?}");
+        noticed += usize::from(matches!(reason, CloseReason::Silent(_)));
     }
+    assert!(noticed > 0, "nobody noticed the silence");
+    // With room for a busy machine.
+    let limit = silent_after * 8;
+    assert!(start.elapsed() < limit, "noticed only after {:?}", start.elapsed());
 }

@@ -79,5 +79,6 @@ fn main() {
         println!("{name}: ok in {:.2} s", start.elapsed().as_secs_f64());
         passed += 1;
     }
+    assert!(passed + skipped > 0, "no check has {:?} in its name", options.only);
     println!("{passed} passed, 0 failed, {skipped} skipped");
 }

@@ -163,7 +163,8 @@ impl RdmaChannel {
         let ledger = Ledger::new(limit, own_limit).map_err(descriptor())?;
         let writer = Arc::new(Mutex::new(dialog.writer));
         let (context, domain) = (Arc::clone(&opening.context), Arc::clone(&opening.domain));
-        let (device, is_initiator) = (opening.choice.device.clone(), answer.is_some());
+        let (device, port) = (opening.choice.device.clone(), opening.choice.port);
+        let is_initiator = answer.is_some();
         let streams = opening.streams();
         let (poster, outbox, inbox) = match answer {
             Some(answer) => {
@@ -185,6 +186,7 @@ impl RdmaChannel {
             domain,
             context,
             device,
+            port,
             silent_after: config.silent_after,
             port_down: Mutex::new(None),
         });

@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub domain: Arc<ProtectionDomain>,
     pub context: Arc<Context>,
     pub device: String,
+    /// The port of the device that the connection uses.
+    pub port: u8,
     pub silent_after: Duration,
     pub port_down: Mutex<Option<Instant>>,
 }
@@ -145,8 +147,13 @@ impl RdmaEndpoint {
 
     /// The end, once everything received is handed out.
     fn finish(&self) -> CloseReason {
-        let lost = self.shared.link.lost().map(|(reason, _)| reason);
-        self.shared.link.end(lost.unwrap_or(CloseReason::Local))
+        let link = &self.shared.link;
+        let lost = link.lost().map(|(reason, _)| reason);
+        let reason = link.end(lost.unwrap_or(CloseReason::Local));
+        // The queue pairs stand until `close`: what a peer that was taken for dead still sends is
+        // no event any more.
+        link.set_closed();
+        reason
     }
 }
 
@@ -252,10 +259,12 @@ impl Endpoint for RdmaEndpoint {
         let inbox = lock(&self.shared.inbox).take();
         let poster = lock(&self.shared.poster).take();
         let outbox = lock(&self.shared.outbox).take();
-        drop((poster, outbox));
+        drop(poster);
+        let send_slots = outbox.map(Outbox::into_slots);
         if let Some(inbox) = inbox {
             inbox.dismantle();
         }
+        drop(send_slots);
         if let Some(thread) = heartbeat.take() {
             // A panic there has been reported by the panic hook already.
             let _ = thread.join();

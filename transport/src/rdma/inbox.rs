@@ -46,6 +46,8 @@ pub(super) struct Inbox {
     waiter: Waiter,
     /// Found, and not told yet.
     stop: Option<Stop>,
+    /// Told: what comes behind it is not taken in.
+    has_stopped: bool,
 }
 
 /// Why nothing more comes in.
@@ -119,6 +121,12 @@ impl Received {
             return Err(why_failed(completion));
         }
         match id {
+            Some(WorkId { work: Work::MessageReceive, .. })
+                if completion.len_bytes as usize > MAX_MESSAGE_BYTES =>
+            {
+                let len_bytes = completion.len_bytes;
+                Err(violation(format!("a message of {len_bytes} bytes, at most {MAX_MESSAGE_BYTES}")))
+            }
             Some(WorkId { work: Work::MessageReceive, number, .. }) => {
                 self.arrived.push_back((number, completion.len_bytes as usize));
                 Ok(())
@@ -193,18 +201,20 @@ impl Inbox {
             },
             waiter: Waiter::new(queue, spin),
             stop: None,
+            has_stopped: false,
         }
     }
 
     /// Takes in all that has arrived; says why nothing more comes, once.
     pub(super) fn look(&mut self) -> Option<Stop> {
-        while self.stop.is_none() {
+        while self.stop.is_none() && !self.has_stopped {
             match self.received.look(&self.waiter.queue) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(why) => self.stop = Some(why),
             }
         }
+        self.has_stopped |= self.stop.is_some();
         self.stop.take()
     }
 
@@ -230,10 +240,10 @@ impl Inbox {
 
     /// Waits until something may have come, or the link's `wake` is raised.
     pub(super) fn wait(&mut self, link: &Link, deadline: Instant) -> io::Result<()> {
-        let Self { received, waiter, stop } = self;
+        let Self { received, waiter, stop, .. } = self;
         let queue = Arc::clone(&waiter.queue);
         waiter.wait(&[&link.wake], Some(deadline), || match received.look(&queue) {
-            Ok(found) => Ok(found),
+            Ok(found) => Ok(found || link.is_ended()),
             Err(why) => {
                 stop.get_or_insert(why);
                 Ok(true)

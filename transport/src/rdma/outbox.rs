@@ -11,6 +11,7 @@ use super::waiting::Waiter;
 use crate::error::{CloseReason, TransportError};
 use crate::fabric::MAX_MESSAGE_BYTES;
 use crate::stream::link::Link;
+use crate::stream::socket::since_last_data;
 
 /// Messages that have not left yet, at most.
 pub(super) const SLOTS: usize = 64;
@@ -42,7 +43,9 @@ impl Outbox {
     fn wait(&mut self, link: &Link, ledger: &Ledger, deadline: Option<Instant>) -> io::Result<()> {
         let Self { waiter, completed, .. } = self;
         let queue = Arc::clone(&waiter.queue);
-        waiter.wait(&[&link.ended, &ledger.message_room], deadline, || reap(&queue, completed))?;
+        waiter.wait(&[&link.ended, &ledger.message_room], deadline, || {
+            Ok(reap(&queue, completed)? || link.is_ended())
+        })?;
         ledger.message_room.clear();
         self.look()?;
         Ok(())
@@ -88,9 +91,17 @@ impl Outbox {
         }
     }
 
+    /// Lets go of the queue pair; what it sends from may be given back once that is destroyed.
+    pub(super) fn into_slots(self) -> MemoryRegion {
+        self.slots
+    }
+
     /// Waits until all messages have arrived, as long as the connection stands.
     pub(super) fn drain(&mut self, link: &Link, ledger: &Ledger, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        // A host that lives says in microseconds that they have. One of which nothing was heard for
+        // long is probably dead, and must not hold up the takeover.
+        let is_silent = since_last_data(&link.control).is_ok_and(|silent| silent >= limit / 2);
+        let deadline = Instant::now() + if is_silent { limit / 20 } else { limit };
         while self.completed < self.sent && link.lost().is_none() && link.end_reason().is_none() {
             if Instant::now() >= deadline || self.wait(link, ledger, Some(deadline)).is_err() {
                 return;

@@ -154,7 +154,9 @@ impl Poster {
     ) -> Result<(), TransportError> {
         let Self { waiter, lanes, .. } = self;
         let queue = Arc::clone(&waiter.queue);
-        let waited = waiter.wait(&[&link.ended, &ledger.marker_room], deadline, || reap(&queue, lanes));
+        let waited = waiter.wait(&[&link.ended, &ledger.marker_room], deadline, || {
+            Ok(reap(&queue, lanes)? || link.is_ended())
+        });
         waited.map_err(|error| failed(link, &error))?;
         ledger.marker_room.clear();
         self.checked_look(link)

@@ -28,7 +28,8 @@ impl Waiter {
 
     /// Waits until `look` finds something, one of the signals is raised, or the deadline has
     /// passed. May return early. `look` takes completions off the queue and says whether there is
-    /// reason to go on; it found none just before this call.
+    /// reason to go on; it found none just before this call. While spinning only `look` is asked,
+    /// so it also says when the connection has ended.
     pub(super) fn wait(
         &mut self,
         signals: &[&Signal],
@@ -63,10 +64,9 @@ impl Waiter {
         }
         let used = 1 + signals.len().min(MAX_SIGNALS);
         wait(&mut fds[..used], deadline)?;
-        if is_ready(&fds[0]) {
-            while self.queue.take_announcement() {
-                self.is_armed = false;
-            }
+        // There is one at most: it is armed again only after that was taken.
+        if is_ready(&fds[0]) && self.queue.take_announcement() {
+            self.is_armed = false;
         }
         Ok(())
     }

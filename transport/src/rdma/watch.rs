@@ -110,6 +110,8 @@ impl Watch {
         let AsyncEvent { kind, port, queue_pair } = *event;
         let name = event_name(kind);
         let link = &self.shared.link;
+        // A device tells of all its ports.
+        let is_own_port = port == Some(self.shared.port.into());
         match kind {
             QUEUE_PAIR_ACCESS => {
                 let number = queue_pair.unwrap_or_default();
@@ -117,11 +119,11 @@ impl Watch {
                     "queue pair {number}: the peer wrote where it may not, or with a wrong key ({name})"
                 )));
             }
-            PORT_ERROR => {
+            PORT_ERROR if is_own_port => {
                 tracing::warn!(port, device = self.shared.device, "the RDMA port has gone down");
                 self.shared.set_port_down(true);
             }
-            PORT_ACTIVE => self.shared.set_port_down(false),
+            PORT_ACTIVE if is_own_port => self.shared.set_port_down(false),
             kind if FATAL.contains(&kind) => {
                 let which = queue_pair.map(|number| format!(" of queue pair {number}")).unwrap_or_default();
                 let what = format!("device {} reported: {name}{which}", self.shared.device);

@@ -17,7 +17,7 @@ use super::StreamConfig;
 use super::control::is_passing;
 use super::link::lock;
 use super::socket::{Signal, configure, deadline_after, is_ready, readable, receive_now, wait};
-use super::wire::{Magic, PREFACE_BYTES, Preface, Token, decode_preface};
+use super::wire::{Magic, PREFACE_BYTES, Preface, Token, WireError, decode_preface};
 use crate::error::TransportError;
 
 /// Control connections that showed their preface but were not taken by `accept`.
@@ -123,7 +123,14 @@ impl Stranger {
         }
         match decode_preface(magic, &self.preface) {
             Ok(preface) => Verdict::Known(preface),
-            Err(error) => Verdict::Drop(error.to_string()),
+            Err(error) => {
+                if error == WireError::Magic && self.preface.starts_with(b"ROM-") {
+                    let [theirs, ours] = [&self.preface[..8], &magic].map(|magic| magic.escape_ascii());
+                    let peer = self.address;
+                    tracing::warn!(%peer, %theirs, %ours, "dropped: the peer is set to another fabric");
+                }
+                Verdict::Drop(error.to_string())
+            }
         }
     }
 }

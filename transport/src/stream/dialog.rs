@@ -33,6 +33,8 @@ pub(crate) struct Dialog {
     pub config: StreamConfig,
     pub reader: Reader,
     pub writer: Writer,
+    /// This side has connected, and nothing has come yet.
+    is_unanswered: bool,
     /// Never raised: a channel is used by one thread.
     never: Signal,
 }
@@ -46,7 +48,7 @@ impl Dialog {
         config: StreamConfig,
     ) -> Result<Self, TransportError> {
         let socket = open(peer, magic, &Preface::Control, deadline_after(timeout), timeout, &config)?;
-        Self::new(socket, peer, config)
+        Ok(Dialog { is_unanswered: true, ..Self::new(socket, peer, config)? })
     }
 
     /// Over a control connection that is open.
@@ -56,7 +58,8 @@ impl Dialog {
         config: StreamConfig,
     ) -> Result<Self, TransportError> {
         let never = Signal::new().map_err(io_error("making an event descriptor"))?;
-        Ok(Dialog { socket, peer, config, reader: Reader::new(), writer: Writer::new(), never })
+        let (reader, writer) = (Reader::new(), Writer::new());
+        Ok(Dialog { socket, peer, config, reader, writer, is_unanswered: false, never })
     }
 
     pub(crate) fn timed_out(&self, what: &str, limit: Duration) -> TransportError {
@@ -74,6 +77,18 @@ impl Dialog {
         Ok(())
     }
 
+    /// A peer that goes without a word may not have understood even the preface.
+    fn gone(&self, reason: CloseReason) -> TransportError {
+        match reason {
+            CloseReason::Peer(what) if self.is_unanswered => CloseReason::Peer(format!(
+                "{what}; {} went without a word: is it Romulus, set to the same fabric?",
+                self.peer
+            )),
+            other => other,
+        }
+        .into()
+    }
+
     /// Sends one message.
     pub(crate) fn send(&mut self, message: &[u8]) -> Result<(), TransportError> {
         if message.len() > MAX_HANDSHAKE_BYTES {
@@ -83,7 +98,7 @@ impl Dialog {
         let deadline = Some(Instant::now() + SEND_LIMIT);
         self.writer.send(&self.socket, message, &self.never, deadline).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => self.timed_out("sending a message to", SEND_LIMIT),
-            _ => reason_of(&error, "sending a message").into(),
+            _ => self.gone(reason_of(&error, "sending a message")),
         })
     }
 
@@ -106,10 +121,11 @@ impl Dialog {
             last_look = Instant::now() >= deadline;
             if is_ready(&fds[0]) {
                 match self.reader.fill(&self.socket) {
-                    Ok(0) => return Err(CloseReason::Peer("it left during the handshake".into()).into()),
-                    Ok(_) => last_look = false,
+                    Ok(0) => return Err(self.gone(CloseReason::Peer("it left during the handshake".into()))),
+                    // No further look after the deadline: bytes that never end would prolong it.
+                    Ok(_) => self.is_unanswered = false,
                     Err(error) if is_passing(&error) => {}
-                    Err(error) => return Err(reason_of(&error, "receiving a message").into()),
+                    Err(error) => return Err(self.gone(reason_of(&error, "receiving a message"))),
                 }
             }
         }
@@ -139,5 +155,62 @@ pub(crate) fn open(
         Ok(sent) if sent == preface.len() => Ok(socket),
         Ok(_) => Err(io_error(what())(io::ErrorKind::WriteZero.into())),
         Err(error) => Err(io_error(what())(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+    use crate::stream::CongestionControl;
+    use crate::stream::acceptor::StreamListener;
+    use crate::stream::wire::{ControlHeader, ControlKind, encode_control_header};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn config() -> StreamConfig {
+        StreamConfig {
+            heartbeat_every: Duration::from_millis(20),
+            silent_after: PATIENCE,
+            preface_timeout: PATIENCE,
+            strangers_max: 4,
+            socket_buffer_bytes: None,
+            congestion_control: CongestionControl::System,
+            on_thread_start: None,
+        }
+    }
+
+    #[test]
+    fn a_peer_that_floods_with_heartbeats_does_not_prolong_the_wait() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut flooding = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        let mut dialog = Dialog::new(socket, peer, config()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let beat =
+                    encode_control_header(&ControlHeader { kind: ControlKind::Heartbeat, len_bytes: 0 });
+                let beats = beat.repeat(4096);
+                // Ends when the dialog is gone; well behind the limit in any case.
+                let start = Instant::now();
+                while start.elapsed() < PATIENCE && flooding.write_all(&beats).is_ok() {}
+            });
+            let start = Instant::now();
+            let error = dialog.receive(Duration::from_millis(200)).unwrap_err();
+            assert!(matches!(error, TransportError::TimedOut { .. }), "{error}");
+            assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+            drop(dialog);
+        });
+    }
+
+    #[test]
+    fn a_peer_of_another_fabric_is_told_apart() {
+        let bind = (Ipv4Addr::LOCALHOST, 0).into();
+        let listener = StreamListener::bind(bind, *b"ROM-ONE.", &config()).unwrap();
+        let mut dialog = Dialog::connect(listener.address(), *b"ROM-TWO.", PATIENCE, config()).unwrap();
+        let error = dialog.send(b"hello").and_then(|()| dialog.receive(PATIENCE)).unwrap_err();
+        assert!(error.to_string().contains("the same fabric"), "{error}");
     }
 }

@@ -91,6 +91,11 @@ impl Link {
         reason
     }
 
+    /// Whether the connection has ended.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::Acquire)
+    }
+
     /// Why the connection has ended, if it has.
     pub(crate) fn end_reason(&self) -> Option<CloseReason> {
         if !self.is_ended.load(Ordering::Acquire) {

@@ -66,14 +66,15 @@ impl CompletionQueue {
 
     /// Hands the completions that are there to `take`, at most [`BATCH`]; says how many.
     pub(in crate::rdma) fn poll(&self, mut take: impl FnMut(Completion)) -> io::Result<usize> {
-        let mut found = [const { std::mem::MaybeUninit::<ffi::ibv_wc>::uninit() }; BATCH];
+        // Zeroed: a device fills in only the fields that mean something for the request.
+        let mut found = [const { std::mem::MaybeUninit::<ffi::ibv_wc>::zeroed() }; BATCH];
         // SAFETY: a live queue, and room for as many completions as are asked for.
         let count =
             unsafe { ffi::ibv_poll_cq(self.raw(), BATCH as i32, found.as_mut_ptr().cast::<ffi::ibv_wc>()) };
         let count = usize::try_from(count)
             .map_err(|_| io::Error::other("the completion queue is broken (polling it failed)"))?;
         for completion in found.iter().take(count) {
-            // SAFETY: the first `count` entries were filled in.
+            // SAFETY: all fields are numbers, zeroed above; the device has set some of them.
             let completion = unsafe { completion.assume_init_ref() };
             take(Completion {
                 id: completion.wr_id,

@@ -119,6 +119,11 @@ impl MemoryRegion {
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
         // SAFETY: registered in `register`, deregistered once.
-        log_destroyed("memory region", unsafe { ffi::ibv_dereg_mr(self.raw.as_ptr()) });
+        let result = unsafe { ffi::ibv_dereg_mr(self.raw.as_ptr()) };
+        if result != 0 {
+            // The device may still write there: the memory must never be used for anything else.
+            std::mem::forget(self.memory.clone());
+        }
+        log_destroyed("memory region", result);
     }
 }
