@@ -1,7 +1,6 @@
 //! The fabric, as the options describe it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use romulus_checkpoint::wire::record::{Recorder, Role};
 use romulus_checkpoint::wire::recorded::RecordedFabric;
@@ -52,13 +51,16 @@ fn tcp(options: &CommonOptions, pinner: &Pinner) -> Result<TcpFabric, Failure> {
 }
 
 fn rdma(options: &CommonOptions, pinner: &Pinner) -> Result<RdmaFabric, Failure> {
+    if options.congestion.is_some() {
+        return Err(Failure::usage("--congestion is for --fabric tcp; the fabric here is rdma".into()));
+    }
     let fabric = RdmaFabric::new(RdmaConfig {
         device: options.device.clone(),
         port: options.device_port,
         gid_index: options.gid_index,
         mtu_bytes: options.mtu_bytes,
         streams: options.streams()?,
-        spin: options.spin_us.map(Duration::from_micros),
+        spin: options.spin_us.map(|_| options.spin()).transpose()?,
         on_thread_start: Some(threads::setup(pinner)),
         ..RdmaConfig::default()
     });

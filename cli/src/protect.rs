@@ -224,7 +224,7 @@ fn driver_options(
     driver.capture = plan.capture;
     driver.staging_bytes = plan.staging_bytes;
     driver.copy_workers = options.copy_threads.unwrap_or(0);
-    driver.spin = options.common.spin();
+    driver.spin = options.common.spin()?;
     driver.watermark = match options.watermark_pages.unwrap_or(0) {
         0 => None,
         pages => Some(Watermark { pages, check_every: driver.machine.interval / 4 }),

@@ -108,7 +108,7 @@ pub struct CommonOptions {
     #[arg(long, value_name = "PLAN")]
     pub pin: Option<String>,
 
-    /// Spin for so many microseconds before a wait blocks. Lowers latency where a core is to
+    /// Spin for so many microseconds, at most 10,000, before a wait blocks. Lowers latency where a core is to
     /// spare, starves the others where none is [default: 0; RDMA completions of a real device: 20]
     #[arg(long, value_name = "US")]
     pub spin_us: Option<u64>,
@@ -198,7 +198,7 @@ impl CommonOptions {
     }
 
     /// Spinning before a wait blocks.
-    pub fn spin(&self) -> Duration {
-        Duration::from_micros(self.spin_us.unwrap_or(0))
+    pub fn spin(&self) -> Result<Duration, Failure> {
+        Ok(Duration::from_micros(bounded("--spin-us", self.spin_us.unwrap_or(0), 0, 10_000)?))
     }
 }
