@@ -92,6 +92,7 @@ impl Link {
     }
 
     /// Whether the connection has ended.
+    #[cfg(feature = "rdma")]
     pub(crate) fn is_ended(&self) -> bool {
         self.is_ended.load(Ordering::Acquire)
     }
