@@ -73,6 +73,8 @@ pub struct Measured {
     pub latency: Vec<Latency>,
     /// Latencies of the limit.
     pub limit_latency: Vec<LimitLatency>,
+    /// Why there are none, where they failed.
+    pub no_limit_latency_because: Option<String>,
 }
 
 fn latencies_json<S: serde::Serializer>(latencies: &[Latency], serializer: S) -> Result<S::Ok, S::Error> {
@@ -131,11 +133,13 @@ pub fn run(command: &FabricCommand, fabric: &dyn Fabric, peer: SocketAddr) -> Re
     let limit = limit_of(command);
     let mut client = Client { command, fabric, control, limit: limit.clone().ok() };
     let bandwidth = client.bandwidths()?;
-    let (mut latency, mut limit_latency) = (Vec::new(), Vec::new());
+    let (mut latency, mut limit_latency) = (Vec::new(), Ok(Vec::new()));
     if !command.no_latency {
         latency = client.latencies()?;
-        limit_latency = client.limit_latencies()?;
+        limit_latency = client.limit_latencies();
     }
+    // Without them the figures of the fabric are worth as much.
+    let no_limit_latency_because = limit_latency.as_ref().err().map(Failure::to_string);
     Ok(Measured {
         fabric: command.fabric.fabric.name(),
         no_limit_because: limit.clone().err(),
@@ -143,7 +147,8 @@ pub fn run(command: &FabricCommand, fabric: &dyn Fabric, peer: SocketAddr) -> Re
         server,
         bandwidth,
         latency,
-        limit_latency,
+        limit_latency: limit_latency.unwrap_or_default(),
+        no_limit_latency_because,
     })
 }
 
@@ -270,6 +275,7 @@ mod tests {
             bandwidth: vec![result],
             latency: vec![],
             limit_latency: vec![],
+            no_limit_latency_because: None,
         }
     }
 

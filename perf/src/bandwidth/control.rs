@@ -13,7 +13,7 @@ use crate::fabrics::Kind;
 use crate::machine::Machine;
 
 /// Both ends must be of one build of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest line in bytes.
 const MAX_LINE_BYTES: u64 = 64 * 1024;
 /// Longest wait for an answer: a program has to be started, memory to be registered.
@@ -47,7 +47,10 @@ pub enum Order {
     /// Start the server of a program of perftest.
     Perftest(Run),
     /// Wait for the end of that program.
-    Reap,
+    Reap {
+        /// End it at once instead.
+        kill: bool,
+    },
 }
 
 /// The server's answers.
@@ -169,7 +172,7 @@ mod tests {
     #[test]
     fn orders_survive_the_way() {
         let run = Run::sample();
-        for order in [Order::Lend { arena_bytes: 5 }, Order::Perftest(run), Order::Reap] {
+        for order in [Order::Lend { arena_bytes: 5 }, Order::Perftest(run), Order::Reap { kill: true }] {
             let text = serde_json::to_string(&order).unwrap();
             assert_eq!(serde_json::from_str::<Order>(&text).unwrap(), order);
         }

@@ -8,7 +8,7 @@ use romulus_checkpoint::driver::anonymous_mapping;
 use romulus_transport::{Arena, Endpoint, Event, Fabric, Listener, MessageBuffer};
 
 use super::control::{Answer, Control, Order, VERSION};
-use super::limits::perftest::{self, Program};
+use super::limits::perftest::Program;
 use super::limits::plain;
 use super::load::wants_ack;
 use crate::exit::{Failure, OrFail};
@@ -46,7 +46,8 @@ struct Client<'a> {
     options: &'a FabricOptions,
     /// The address that the client reached.
     at: IpAddr,
-    program: Option<Program>,
+    /// What was started, and how long it may take.
+    program: Option<(Program, Duration)>,
 }
 
 impl Client<'_> {
@@ -98,11 +99,13 @@ impl Client<'_> {
             Order::Perftest(run) => {
                 let program = Program::serve(&run, self.options, self.at)?;
                 let address = SocketAddr::new(self.at, program.port());
-                self.program = Some(program);
+                self.program = Some((program, run.patience()));
                 Ok(Some(Answer::Listening { address }))
             }
-            Order::Reap => match self.program.take() {
-                Some(program) => program.finish(perftest::PATIENCE).map(|_| Some(Answer::Done)),
+            Order::Reap { kill } => match self.program.take() {
+                // Dropping kills it.
+                Some(_) if kill => Ok(Some(Answer::Done)),
+                Some((program, patience)) => program.finish(patience).map(|_| Some(Answer::Done)),
                 None => Err(Failure::failed("no program was started")),
             },
         }

@@ -42,5 +42,8 @@ fn write_all(text: &mut String, measured: &Measured) -> std::fmt::Result {
             latency.name, latency.size, latency.mean_us
         )?;
     }
+    if let Some(why) = &measured.no_limit_latency_because {
+        writeln!(text, "no limit of the latencies was measured: {why}")?;
+    }
     Ok(())
 }

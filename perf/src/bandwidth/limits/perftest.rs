@@ -15,8 +15,11 @@ use super::super::control::{Answer, Control, Order};
 use crate::exit::{Failure, OrFail};
 use crate::fabrics::FabricOptions;
 
-/// Longest run of a program.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for a program beyond the time that it was told to run.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a program is tried. With polling ends on few processors, perftest now and then waits
+/// for ever for a write that its other end no longer makes.
+const ATTEMPTS: u32 = 3;
 /// A program's first and last seconds, which it does not count.
 const MARGIN_SECONDS: u64 = 1;
 /// How often an end, or a port, is looked for.
@@ -67,6 +70,11 @@ impl Run {
     #[cfg(test)]
     pub fn sample() -> Self {
         Self { tool: Tool::WriteBw, size_bytes: 4096, depth: 128, queue_pairs: 2, seconds: 3 }
+    }
+
+    /// Longest that it may take.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.seconds + 2 * MARGIN_SECONDS) + PATIENCE
     }
 
     /// Arguments of both ends: numbers, and what the options of this end say of the device.
@@ -199,12 +207,23 @@ fn iterations(printed: &str) -> Option<u64> {
     (iterations > 0).then_some(iterations)
 }
 
-/// Runs both ends; how often the program did its work.
+/// Runs both ends, again where that fails; how often the program did its work.
 fn count(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<u64, Failure> {
+    let mut attempt = 1;
+    loop {
+        match count_once(control, options, run) {
+            Err(failure) if attempt < ATTEMPTS => eprintln!("{failure}; trying again"),
+            outcome => return outcome,
+        }
+        attempt += 1;
+    }
+}
+
+fn count_once(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<u64, Failure> {
     let address: SocketAddr = control.order_listening(&Order::Perftest(*run))?;
     let program = Program::start(run, options, address.port(), Some(address.ip()))?;
-    let outcome = program.finish(PATIENCE);
-    match control.order(&Order::Reap) {
+    let outcome = program.finish(run.patience());
+    match control.order(&Order::Reap { kill: outcome.is_err() }) {
         Ok(Answer::Done) => {}
         Ok(other) => return Err(Failure::failed(format!("the server answered {other:?}"))),
         Err(server) => return Err(outcome.err().unwrap_or(server)),
