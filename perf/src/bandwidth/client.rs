@@ -135,7 +135,9 @@ pub fn run(command: &FabricCommand, fabric: &dyn Fabric, peer: SocketAddr) -> Re
     let bandwidth = client.bandwidths()?;
     let (mut latency, mut limit_latency) = (Vec::new(), Ok(Vec::new()));
     if !command.no_latency {
+        eprintln!("latencies");
         latency = client.latencies()?;
+        eprintln!("latencies of the limit");
         limit_latency = client.limit_latencies();
     }
     // Without them the figures of the fabric are worth as much.
