@@ -2,6 +2,7 @@
 //! guests end to end with every page verified.
 
 pub mod bandwidth;
+pub mod epochs;
 pub mod exit;
 pub mod fabrics;
 pub mod histogram;
@@ -40,6 +41,11 @@ enum Command {
     /// Measure a fabric: bandwidth by write size, fence and message latency, beside the limit
     #[command(after_help = exit::EXIT_CODES)]
     Fabric(Box<bandwidth::FabricCommand>),
+    /// Measure the engine with synthetic guests, by scenario, beside the limits of the machine
+    #[command(after_help = exit::EXIT_CODES)]
+    Epochs(Box<epochs::EpochsCommand>),
+    /// List the scenarios of `epochs`
+    Scenarios(epochs::ScenariosCommand),
     /// Run a synthetic guest and protect it
     #[command(after_help = exit::EXIT_CODES)]
     Primary(Box<protect::PrimaryCommand>),
@@ -56,6 +62,8 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done: Result<ExitCode, Failure> = match &cli.command {
         Command::Fabric(command) => bandwidth::run(command),
+        Command::Epochs(command) => epochs::run(command),
+        Command::Scenarios(command) => epochs::run_list(command),
         Command::Primary(command) => protect::run_primary(command),
         Command::Backup(command) => protect::run_backup(command),
     };
