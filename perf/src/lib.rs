@@ -2,12 +2,14 @@
 //! guests end to end with every page verified.
 
 pub mod bandwidth;
+pub mod epochs;
 pub mod exit;
 pub mod fabrics;
 pub mod histogram;
+pub mod limits;
 pub mod machine;
 pub mod protect;
-pub mod report;
+pub mod results;
 pub mod size;
 pub mod statistics;
 
@@ -40,6 +42,14 @@ enum Command {
     /// Measure a fabric: bandwidth by write size, fence and message latency, beside the limit
     #[command(after_help = exit::EXIT_CODES)]
     Fabric(Box<bandwidth::FabricCommand>),
+    /// Measure the engine with synthetic guests, by scenario, beside the limits of the machine
+    #[command(after_help = exit::EXIT_CODES)]
+    Epochs(Box<epochs::EpochsCommand>),
+    /// Measure what this machine can do without Romulus: memory, dirty tracking, waking, networks
+    #[command(after_help = exit::EXIT_CODES)]
+    Limits(Box<limits::LimitsCommand>),
+    /// List the scenarios of `epochs`
+    Scenarios(epochs::ScenariosCommand),
     /// Run a synthetic guest and protect it
     #[command(after_help = exit::EXIT_CODES)]
     Primary(Box<protect::PrimaryCommand>),
@@ -56,6 +66,9 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done: Result<ExitCode, Failure> = match &cli.command {
         Command::Fabric(command) => bandwidth::run(command),
+        Command::Epochs(command) => epochs::run(command),
+        Command::Limits(command) => limits::run(command),
+        Command::Scenarios(command) => epochs::run_list(command),
         Command::Primary(command) => protect::run_primary(command),
         Command::Backup(command) => protect::run_backup(command),
     };
