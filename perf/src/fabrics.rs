@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bandwidth::Limit;
 use crate::exit::Failure;
+use crate::machine::Machine;
 
 /// A fabric by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -127,6 +128,17 @@ impl FabricOptions {
                 Ok(Arc::new(fabric))
             }
         }
+    }
+
+    /// The RDMA device of the results: the one asked for, or the only one there is.
+    pub fn used_device(&self) -> Option<String> {
+        if self.fabric != Kind::Rdma {
+            return None;
+        }
+        self.device.clone().or_else(|| match &Machine::here().rdma_devices[..] {
+            [only] => Some(only.clone()),
+            _ => None,
+        })
     }
 
     /// What the programs of perftest are to be told of the device.

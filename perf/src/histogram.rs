@@ -30,6 +30,11 @@ impl Latencies {
         self.0.add(&other.0).expect("the bounds are the same");
     }
 
+    /// In nanoseconds.
+    pub fn histogram(&self) -> &hdrhistogram::Histogram<u64> {
+        &self.0
+    }
+
     /// How many.
     pub fn count(&self) -> u64 {
         self.0.len()

@@ -7,7 +7,7 @@ pub mod fabrics;
 pub mod histogram;
 pub mod machine;
 pub mod protect;
-pub mod report;
+pub mod results;
 pub mod size;
 pub mod statistics;
 

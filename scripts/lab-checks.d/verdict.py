@@ -14,7 +14,7 @@ import sys
 
 def result(folder, name):
     with open(os.path.join(folder, name + ".json")) as file:
-        return json.load(file)["result"]
+        return json.load(file)["runs"][0]["result"]
 
 
 def demand(holds, text, about):

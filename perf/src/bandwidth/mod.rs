@@ -9,6 +9,7 @@ pub use load::cpu_seconds;
 
 mod client;
 mod control;
+mod figures;
 mod limits;
 mod load;
 mod server;
@@ -24,7 +25,7 @@ use serde::Serialize;
 
 use crate::exit::{Failure, OrFail};
 use crate::fabrics::{FabricOptions, thread_setup};
-use crate::report;
+use crate::results::RunClock;
 use crate::size::Size;
 
 /// Which ends are in this process.
@@ -159,6 +160,7 @@ impl FabricCommand {
 
 /// Runs the command.
 pub fn run(command: &FabricCommand) -> Result<ExitCode, Failure> {
+    let clock = RunClock::start();
     command.check()?;
     let setup = thread_setup(command.fabric.plan()?);
     let fabric = command.fabric.open(&setup, Some(command.depth as u32))?;
@@ -191,7 +193,9 @@ pub fn run(command: &FabricCommand) -> Result<ExitCode, Failure> {
         }
     };
     print!("{}", table::of(&measured));
-    report::write(command.json.as_deref(), "fabric", command, &measured)?;
+    let mut run = clock.run("fabric", command)?;
+    figures::fill(&mut run, command, &measured)?;
+    run.write(command.json.as_deref())?;
     measured.check(&command.require_ratio)?;
     Ok(ExitCode::SUCCESS)
 }

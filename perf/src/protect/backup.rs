@@ -21,7 +21,7 @@ use super::image::{DamagingStandby, Lent, ReachableArenas};
 use super::witness::Witness;
 use crate::exit::{Code, Failure, OrFail};
 use crate::fabrics::{FabricOptions, thread_setup};
-use crate::report;
+use crate::results::RunClock;
 
 /// How often the end is looked for.
 const LOOK: Duration = Duration::from_millis(20);
@@ -113,6 +113,7 @@ struct Outcome {
 
 /// Runs the command.
 pub fn run(command: &BackupCommand) -> Result<ExitCode, Failure> {
+    let clock = RunClock::start();
     let end = EndRequest::watch()?;
     let plan = command.fabric.plan()?;
     let setup = thread_setup(plan.clone());
@@ -153,7 +154,10 @@ pub fn run(command: &BackupCommand) -> Result<ExitCode, Failure> {
         threads,
         status,
     };
-    report::write(command.common.json.as_deref(), "backup", command, &outcome)?;
+    let mut run = clock.run("backup", command)?;
+    run.device = command.fabric.used_device();
+    run.result = serde_json::to_value(&outcome).or_fail("the outcome as JSON")?;
+    run.write(command.common.json.as_deref())?;
     println!("{}", summary(&outcome));
     affinity::check(&outcome.threads)?;
     judge(&outcome)

@@ -24,7 +24,7 @@ use super::live;
 use crate::bandwidth::{cpu_seconds, touch};
 use crate::exit::{Code, Failure, OrFail};
 use crate::fabrics::{FabricOptions, thread_setup};
-use crate::report;
+use crate::results::{Better, Labels, Measurement, RunClock, names};
 
 /// How often the end is looked for.
 const LOOK: Duration = Duration::from_millis(20);
@@ -230,6 +230,7 @@ impl PrimaryCommand {
 
 /// Runs the command.
 pub fn run(command: &PrimaryCommand) -> Result<ExitCode, Failure> {
+    let clock = RunClock::start();
     let end = EndRequest::watch()?;
     let plan = command.fabric.plan()?;
     let setup = thread_setup(plan.clone());
@@ -267,7 +268,11 @@ pub fn run(command: &PrimaryCommand) -> Result<ExitCode, Failure> {
         zombie: halt.and_then(|halt| halt.zombie()),
         status: handle.status(),
     };
-    report::write(command.common.json.as_deref(), "primary", command, &outcome)?;
+    let mut run = clock.run("primary", command)?;
+    run.device = command.fabric.used_device();
+    run.measurements = figures(command, &outcome);
+    run.result = serde_json::to_value(&outcome).or_fail("the outcome as JSON")?;
+    run.write(command.common.json.as_deref())?;
     println!("{}", summary(&outcome));
     affinity::check(&outcome.threads)?;
     judge(command, &outcome, watch.asked)
@@ -396,6 +401,30 @@ impl<'a> Watch<'a> {
         }
         Ok(())
     }
+}
+
+fn figures(command: &PrimaryCommand, outcome: &Outcome) -> Vec<Measurement> {
+    let Some(measured) = &outcome.measured else { return Vec::new() };
+    let status = &outcome.status;
+    let labels = Labels::default()
+        .with("fabric", command.fabric.fabric.name())
+        .with("streams", command.fabric.streams)
+        .with("guest_mib", command.guest_mib)
+        .with("dirty_pages", command.dirty_pages_per_epoch)
+        .with("interval_ms", command.interval_ms)
+        .with("capture", if command.capture == Capture::Direct { "direct" } else { "staged" })
+        .with("copy_workers", command.copy_workers);
+    let figure = |name, unit, better, value| Measurement::single(name, &labels, unit, better, value);
+    let late = 100.0 * measured.late_epochs as f64 / (measured.epochs.max(1)) as f64;
+    vec![
+        figure(names::CHECKPOINTS_PER_SECOND, "1/s", Better::Higher, measured.checkpoints_per_second),
+        figure(names::LATE_EPOCHS_PERCENT, "%", Better::Lower, late),
+        figure(names::PAUSE_P50_US, "us", Better::Lower, status.pause_us.p50 as f64),
+        figure(names::PAUSE_P99_US, "us", Better::Lower, status.pause_us.p99 as f64),
+        figure(names::COMMIT_P50_US, "us", Better::Lower, status.ack_us.p50 as f64),
+        figure(names::COMMIT_P99_US, "us", Better::Lower, status.ack_us.p99 as f64),
+        figure(names::DIRTY_PAGES_P50, "pages", Better::Neither, status.dirty_pages.p50 as f64),
+    ]
 }
 
 fn name_of(outcome: PrimaryOutcome) -> (&'static str, String) {

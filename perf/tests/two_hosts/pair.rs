@@ -70,10 +70,11 @@ impl Process {
         let text = std::fs::read_to_string(&self.json).expect("a report");
         let report: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(report["program"], "romulus-perf");
+        let run = &report["runs"][0];
         for field in ["kernel", "cpu", "revision"] {
-            assert!(report["machine"][field].is_string(), "{report}");
+            assert!(run["machine"][field].is_string(), "{report}");
         }
-        report["result"].clone()
+        run["result"].clone()
     }
 }
 
