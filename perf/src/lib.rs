@@ -4,9 +4,12 @@
 pub mod bandwidth;
 pub mod exit;
 pub mod fabrics;
+pub mod guest;
 pub mod histogram;
 pub mod machine;
+pub mod peers;
 pub mod protect;
+pub mod real;
 pub mod results;
 pub mod size;
 pub mod statistics;
@@ -46,6 +49,12 @@ enum Command {
     /// Stand ready for the synthetic guest of a primary; take it over and verify it
     #[command(after_help = exit::EXIT_CODES)]
     Backup(Box<protect::BackupCommand>),
+    /// What protection costs a real guest's work, at several rates of checkpoints
+    #[command(after_help = exit::EXIT_CODES)]
+    Guest(Box<guest::GuestCommand>),
+    /// Romulus beside what people would use instead, in the same run, with the same guest
+    #[command(after_help = exit::EXIT_CODES)]
+    Peers(Box<peers::PeersCommand>),
 }
 
 /// Runs the command line of this process.
@@ -58,6 +67,8 @@ pub fn main() -> ExitCode {
         Command::Fabric(command) => bandwidth::run(command),
         Command::Primary(command) => protect::run_primary(command),
         Command::Backup(command) => protect::run_backup(command),
+        Command::Guest(command) => guest::run(command),
+        Command::Peers(command) => peers::run(command),
     };
     done.unwrap_or_else(|failure| failure.report())
 }
