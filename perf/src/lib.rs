@@ -2,6 +2,7 @@
 //! guests end to end with every page verified.
 
 pub mod bandwidth;
+pub mod compare;
 pub mod exit;
 pub mod fabrics;
 pub mod guest;
@@ -10,6 +11,7 @@ pub mod machine;
 pub mod peers;
 pub mod protect;
 pub mod real;
+pub mod report;
 pub mod results;
 pub mod size;
 pub mod statistics;
@@ -55,6 +57,12 @@ enum Command {
     /// Romulus beside what people would use instead, in the same run, with the same guest
     #[command(after_help = exit::EXIT_CODES)]
     Peers(Box<peers::PeersCommand>),
+    /// Make a page with plots and tables out of results
+    #[command(after_help = exit::EXIT_CODES)]
+    Report(report::ReportCommand),
+    /// Say what changed between two sets of results beyond the noise
+    #[command(after_help = exit::EXIT_CODES)]
+    Compare(compare::CompareCommand),
 }
 
 /// Runs the command line of this process.
@@ -69,6 +77,8 @@ pub fn main() -> ExitCode {
         Command::Backup(command) => protect::run_backup(command),
         Command::Guest(command) => guest::run(command),
         Command::Peers(command) => peers::run(command),
+        Command::Report(command) => report::run(command),
+        Command::Compare(command) => compare::run(command),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

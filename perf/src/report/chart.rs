@@ -83,9 +83,17 @@ impl Chart {
     /// The drawing and its legend.
     pub fn svg(&self) -> String {
         let xs = self.lines.iter().flat_map(|line| line.points.iter().map(|point| point.0));
-        let x = Scale::of(xs.chain(self.marks.iter().map(|mark| mark.at)), self.log.0, false, (LEFT, WIDTH - RIGHT));
+        let x = Scale::of(
+            xs.chain(self.marks.iter().map(|mark| mark.at)),
+            self.log.0,
+            false,
+            (LEFT, WIDTH - RIGHT),
+        );
         let ys = self.lines.iter().flat_map(|line| {
-            line.points.iter().map(|point| point.1).chain(line.ranges.iter().flat_map(|range| [range.0, range.1]))
+            line.points
+                .iter()
+                .map(|point| point.1)
+                .chain(line.ranges.iter().flat_map(|range| [range.0, range.1]))
         });
         let y = Scale::of(ys.chain([self.y_at_least]), self.log.1, true, (HEIGHT - BOTTOM, TOP));
         let mut svg = format!(
@@ -98,9 +106,11 @@ impl Chart {
             draw_line(&mut svg, line, line.colour.unwrap_or(index) % COLOURS, &x, &y);
         }
         svg.push_str("</svg>\n");
-        svg + &legend(self.lines.iter().enumerate().map(|(index, line)| {
-            (line.name.as_str(), line.colour.unwrap_or(index) % COLOURS, line.dashed)
-        }))
+        svg + &legend(
+            self.lines.iter().enumerate().map(|(index, line)| {
+                (line.name.as_str(), line.colour.unwrap_or(index) % COLOURS, line.dashed)
+            }),
+        )
     }
 
     fn axes(&self, svg: &mut String, x: &Scale, y: &Scale) {
@@ -223,7 +233,8 @@ pub fn bars(title: &str, unit: &str, parts: &[&str], bars: &[Bar]) -> String {
     let height = 44.0 + ROW * bars.len() as f64;
     let totals = bars.iter().map(|bar| bar.parts.iter().sum::<f64>());
     let x = Scale::of(totals, false, true, (LEFT / 4.0, WIDTH - 100.0));
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">\n", escape(title));
+    let mut svg =
+        format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">\n", escape(title));
     for tick in x.ticks() {
         let at = x.at(tick);
         let _ = writeln!(
@@ -297,7 +308,11 @@ mod tests {
         let svg = chart.svg();
         assert_eq!(svg.matches("<circle").count(), 2);
         assert_eq!(svg.matches("class=\"range").count(), 2);
-        assert!(svg.contains("slow-down &amp; more") && svg.contains("a &lt;title&gt;") && svg.contains(">killed<"));
+        assert!(
+            svg.contains("slow-down &amp; more")
+                && svg.contains("a &lt;title&gt;")
+                && svg.contains(">killed<")
+        );
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
     }
 

@@ -77,27 +77,57 @@ fn step_of(span: f64) -> f64 {
     let raw = span / TICKS;
     let power = 10f64.powf(raw.log10().floor());
     let part = raw / power;
-    power * if part <= 1.0 { 1.0 } else if part <= 2.0 { 2.0 } else if part <= 5.0 { 5.0 } else { 10.0 }
+    power
+        * if part <= 1.0 {
+            1.0
+        } else if part <= 2.0 {
+            2.0
+        } else if part <= 5.0 {
+            5.0
+        } else {
+            10.0
+        }
 }
 
 fn step_down(value: f64) -> f64 {
     let power = 10f64.powf(value.log10().floor());
     let part = value / power * 1.000_001;
-    power * if part >= 5.0 { 5.0 } else if part >= 2.0 { 2.0 } else { 1.0 }
+    power
+        * if part >= 5.0 {
+            5.0
+        } else if part >= 2.0 {
+            2.0
+        } else {
+            1.0
+        }
 }
 
 fn step_up(value: f64) -> f64 {
     let power = 10f64.powf(value.log10().floor());
     let part = value / power * 0.999_999;
-    power * if part <= 1.0 { 1.0 } else if part <= 2.0 { 2.0 } else if part <= 5.0 { 5.0 } else { 10.0 }
+    power
+        * if part <= 1.0 {
+            1.0
+        } else if part <= 2.0 {
+            2.0
+        } else if part <= 5.0 {
+            5.0
+        } else {
+            10.0
+        }
 }
 
 /// A value with three digits at the most, large ones with commas.
 pub fn tick_text(value: f64) -> String {
     let size = value.abs();
-    let digits = if size >= 100.0 || value == 0.0 { 0 } else { (2 - size.log10().floor() as i32).clamp(0, 6) as usize };
+    let digits = if size >= 100.0 || value == 0.0 {
+        0
+    } else {
+        (2 - size.log10().floor() as i32).clamp(0, 6) as usize
+    };
     let text = format!("{value:.digits$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text };
+    let text =
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text };
     let (sign, whole) = text.strip_prefix('-').map_or(("", text.as_str()), |rest| ("-", rest));
     if whole.contains('.') || whole.len() <= 4 {
         return if whole == "0" { "0".into() } else { format!("{sign}{whole}") };
