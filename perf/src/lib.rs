@@ -3,6 +3,7 @@
 
 pub mod bandwidth;
 pub mod compare;
+pub mod epochs;
 pub mod exit;
 pub mod fabrics;
 pub mod guest;
@@ -45,6 +46,11 @@ enum Command {
     /// Measure a fabric: bandwidth by write size, fence and message latency, beside the limit
     #[command(after_help = exit::EXIT_CODES)]
     Fabric(Box<bandwidth::FabricCommand>),
+    /// Measure the engine with synthetic guests, by scenario, beside the limits of the machine
+    #[command(after_help = exit::EXIT_CODES)]
+    Epochs(Box<epochs::EpochsCommand>),
+    /// List the scenarios of `epochs`
+    Scenarios(epochs::ScenariosCommand),
     /// Run a synthetic guest and protect it
     #[command(after_help = exit::EXIT_CODES)]
     Primary(Box<protect::PrimaryCommand>),
@@ -73,6 +79,8 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done: Result<ExitCode, Failure> = match &cli.command {
         Command::Fabric(command) => bandwidth::run(command),
+        Command::Epochs(command) => epochs::run(command),
+        Command::Scenarios(command) => epochs::run_list(command),
         Command::Primary(command) => protect::run_primary(command),
         Command::Backup(command) => protect::run_backup(command),
         Command::Guest(command) => guest::run(command),

@@ -27,14 +27,24 @@ impl Drop for Mapping {
 /// Zeroed, page-aligned private memory of `len_bytes` bytes (at least one page is mapped), populated
 /// as it is touched.
 pub fn anonymous_mapping(len_bytes: usize) -> std::io::Result<Memory> {
+    map(len_bytes, MapFlags::PRIVATE)
+}
+
+/// As [`anonymous_mapping`], but a shared mapping, as a guest's RAM is: what dirty tracking by write
+/// protection asks for.
+pub fn shared_mapping(len_bytes: usize) -> std::io::Result<Memory> {
+    map(len_bytes, MapFlags::SHARED)
+}
+
+fn map(len_bytes: usize, sharing: MapFlags) -> std::io::Result<Memory> {
     let mapped_bytes = len_bytes.max(1);
-    // SAFETY: a new private mapping at an address of the kernel's choice touches nothing else.
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing else.
     let base = unsafe {
         mmap_anonymous(
             std::ptr::null_mut(),
             mapped_bytes,
             ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::NORESERVE,
+            sharing | MapFlags::NORESERVE,
         )
     }?;
     let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| std::io::Error::other("mmap returned null"))?;

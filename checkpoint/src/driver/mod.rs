@@ -18,7 +18,7 @@ pub(crate) mod signal;
 mod zero;
 
 pub use clock::Clock;
-pub use mapping::anonymous_mapping;
+pub use mapping::{anonymous_mapping, shared_mapping};
 pub use threads::{NoThreadSetup, ThreadSetup};
 
 /// A driver could not start. Nothing was changed: the guest runs unprotected, nothing listens.

@@ -98,6 +98,16 @@ impl Metrics {
         }
     }
 
+    /// The whole distribution of a phase, in nanoseconds. Allocates.
+    pub fn phase_histogram(&self, phase: Phase) -> hdrhistogram::Histogram<u64> {
+        lock(&self.phases[phase as usize]).whole().clone()
+    }
+
+    /// The whole distribution of a quantity. Allocates.
+    pub fn quantity_histogram(&self, quantity: Quantity) -> hdrhistogram::Histogram<u64> {
+        lock(&self.quantities[quantity as usize]).whole().clone()
+    }
+
     /// Everything measured so far, summarized.
     pub fn snapshot(&self) -> Snapshot {
         let now = Instant::now();

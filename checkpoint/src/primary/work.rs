@@ -1,5 +1,7 @@
 //! What the capture thread does: rounds of the synchronization, and checkpoints.
 
+use std::time::Duration;
+
 use crate::extent::{Extent, Transfer};
 use crate::ids::{GateMark, Time};
 use crate::placement::planner::NotPlaced;
@@ -51,6 +53,16 @@ impl Primary {
         image.capture =
             Some(Capture { connection: self.link.connection, last, mark: self.last_mark, paused_at: now });
         Work::Checkpoint { last }
+    }
+
+    /// The length of an epoch.
+    pub fn interval(&self) -> Duration {
+        self.config.interval
+    }
+
+    /// From the next epoch on.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.config.interval = interval;
     }
 
     /// End the present epoch now (watermark, gate's byte bound).

@@ -10,7 +10,7 @@ use super::load::{Fill, Pace, Pattern};
 use super::state::SyntheticState;
 use super::writers::World;
 use crate::PAGE_BYTES;
-use crate::driver::mapping::anonymous_mapping;
+use crate::driver::mapping::{anonymous_mapping, shared_mapping};
 use crate::driver::signal::lock;
 use crate::extent::Extent;
 use crate::guest::{Guest, GuestError, GuestEvent};
@@ -40,6 +40,8 @@ pub struct SyntheticOptions {
     pub saving_writes: bool,
     /// Whether its memory may be registered.
     pub registrable: bool,
+    /// Whether its memory is a shared mapping, as that of a guest whose writes a kernel tracks.
+    pub shared_memory: bool,
     /// Seeds the choice of pages.
     pub seed: u64,
 }
@@ -57,6 +59,7 @@ impl Default for SyntheticOptions {
             pace: Pace::Idle,
             saving_writes: false,
             registrable: true,
+            shared_memory: false,
             seed: 1,
         }
     }
@@ -116,6 +119,11 @@ impl SyntheticGuestControl {
     /// Whether it is paused now.
     pub fn is_paused(&self) -> bool {
         self.world.paused.load(Ordering::Acquire)
+    }
+
+    /// Appends the pages that were ever written, sorted and without overlap.
+    pub fn populated(&self, pages: &mut Vec<Extent>) {
+        self.world.populated(pages);
     }
 
     /// Whether it was destroyed.
@@ -180,10 +188,13 @@ impl SyntheticGuest {
         let regions: Vec<Memory> = options
             .regions
             .iter()
-            .map(|pages| anonymous_mapping((pages * PAGE_BYTES) as usize))
+            .map(|pages| match options.shared_memory {
+                true => shared_mapping((pages * PAGE_BYTES) as usize),
+                false => anonymous_mapping((pages * PAGE_BYTES) as usize),
+            })
             .collect::<std::io::Result<_>>()?;
         let world = Arc::new(World::new(regions, options.fill));
-        (0..options.filled_pages.min(world.pages())).for_each(|page| world.write(page));
+        fill(&world, options.filled_pages.min(world.pages()));
         // The last page belongs to the saving of the state.
         let pages = world.pages() - u64::from(options.saving_writes);
         let writers = options.writers as u64;
@@ -242,6 +253,18 @@ impl SyntheticGuest {
             let _ = thread.join();
         }
     }
+}
+
+/// Writes the first pages, by as many threads as there are cores: first touches take long.
+fn fill(world: &World, pages: u64) {
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let threads = threads.min(pages / 4096 + 1);
+    std::thread::scope(|scope| {
+        for index in 0..threads {
+            let share = pages * index / threads..pages * (index + 1) / threads;
+            scope.spawn(move || share.for_each(|page| world.write(page)));
+        }
+    });
 }
 
 impl Drop for SyntheticGuest {
@@ -321,6 +344,10 @@ impl Guest for SyntheticGuest {
         self.check_alive()?;
         self.world.collect(dirty);
         Ok(())
+    }
+
+    fn populated(&self, pages: &mut Vec<Extent>) {
+        self.world.populated(pages);
     }
 
     fn resume(&mut self) -> Result<(), GuestError> {

@@ -14,6 +14,9 @@ pub enum Pattern {
         /// Share of the writes that go there.
         percent: u8,
     },
+    /// Page ranks by Zipf's law with exponent 1: the k-th most popular page is written 1/k as often
+    /// as the first. Popular pages are scattered over the guest.
+    Zipf,
     /// One page after another, around and around.
     Sequential,
     /// Every page once before any comes again, in long strides: so many writes are as many dirty
@@ -59,13 +62,22 @@ pub(super) struct Chooser {
     first: u64,
     pages: u64,
     state: u64,
+    /// See [`stride`].
+    stride: u64,
     /// The order of [`Pattern::Shuffled`], else empty.
     order: Vec<u32>,
 }
 
 impl Chooser {
     pub fn new(pattern: Pattern, first: u64, pages: u64, seed: u64) -> Self {
-        let mut chooser = Self { pattern, first, pages, state: mix(seed ^ first), order: Vec::new() };
+        let mut chooser = Self {
+            pattern,
+            first,
+            pages,
+            state: mix(seed ^ first),
+            stride: stride(pages),
+            order: Vec::new(),
+        };
         if let Pattern::Shuffled { pages: set } = pattern {
             let set = set.min(pages).min(u64::from(u32::MAX)) as u32;
             let mut order: Vec<u32> = (0..set).collect();
@@ -91,12 +103,19 @@ impl Chooser {
                 let below = if hot { pages.clamp(1, self.pages) } else { self.pages };
                 self.random(below)
             }
+            Pattern::Zipf => {
+                // The continuous law 1/x between 1 and n + 1, rounded down.
+                let share = self.random(1 << 53) as f64 / (1u64 << 53) as f64;
+                let rank = ((self.pages + 1) as f64).powf(share) as u64 - 1;
+                let scattered = u128::from(rank.min(self.pages - 1)) * u128::from(self.stride);
+                (scattered % u128::from(self.pages)) as u64
+            }
             Pattern::Sequential => {
                 self.state = self.state.wrapping_add(1);
                 self.state % self.pages
             }
             Pattern::Strided => {
-                self.state = (self.state % self.pages + stride(self.pages)) % self.pages;
+                self.state = (self.state % self.pages + self.stride) % self.pages;
                 self.state
             }
             Pattern::Shuffled { .. } => {
@@ -138,6 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn popularity_falls_as_zipf_says() {
+        let pages = 1000;
+        let mut chooser = Chooser::new(Pattern::Zipf, 0, pages, 3);
+        let mut hits = vec![0u32; pages as usize];
+        (0..1_000_000).for_each(|_| hits[chooser.next() as usize] += 1);
+        let rank = |k: u64| f64::from(hits[(k * stride(pages) % pages) as usize]);
+        // P(k) = ln((k + 2) / (k + 1)) / ln(n + 1), with ranks from 0.
+        for k in [0, 1, 9, 99] {
+            let expected = 1e6 * ((k + 2) as f64 / (k + 1) as f64).ln() / ((pages + 1) as f64).ln();
+            assert!((rank(k) / expected - 1.0).abs() < 0.1, "rank {k}: {} of {expected}", rank(k));
+        }
+        assert!(hits.iter().all(|hits| *hits > 0));
+    }
+
+    #[test]
     fn a_shuffled_set_is_walked_through_without_repetition() {
         let mut chooser = Chooser::new(Pattern::Shuffled { pages: 30 }, 100, 50, 7);
         let mut seen = [0u32; 50];
@@ -150,13 +184,14 @@ mod tests {
     #[test]
     fn every_pattern_stays_within_the_writers_pages() {
         let hot = Pattern::HotSet { pages: 4, percent: 90 };
-        for pattern in [Pattern::Uniform, hot, Pattern::Sequential, Pattern::Strided] {
+        for pattern in [Pattern::Uniform, hot, Pattern::Sequential, Pattern::Strided, Pattern::Zipf] {
             let mut chooser = Chooser::new(pattern, 100, 50, 1);
             let mut hits = [0u32; 50];
             (0..5000).for_each(|_| hits[(chooser.next() - 100) as usize] += 1);
             let hot_hits: u32 = hits[..4].iter().sum();
             match pattern {
                 Pattern::HotSet { .. } => assert!(hot_hits > 4000),
+                Pattern::Zipf => assert!(hits.iter().all(|hits| *hits > 10)),
                 _ => assert!(hits.iter().all(|hits| *hits > 20)),
             }
         }

@@ -7,6 +7,7 @@
 //! by itself (no torn and no misplaced page) and the digest of all of them (no page of another
 //! pause).
 
+mod bits;
 mod guest;
 mod load;
 mod page;

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use romulus_transport::Memory;
 
+use super::bits::{Bits, zeros};
 use super::load::{Chooser, Fill, Pace, Pattern};
 use super::page::{digest_of, write_page};
 use crate::PAGE_BYTES;
 use crate::driver::signal::Signal;
 use crate::extent::Extent;
-use crate::ids::PageIndex;
 
 /// Length of a step of paced writing.
 const PACE_STEP: Duration = Duration::from_millis(1);
@@ -24,8 +24,9 @@ pub(super) struct World {
     /// First page of each region, and the number of all pages at the end.
     pub borders: Vec<u64>,
     pub fill: Fill,
-    /// Dirty pages, a bit each.
-    dirty: Vec<AtomicU64>,
+    dirty: Bits,
+    /// Pages ever written.
+    populated: Bits,
     /// The version of each page.
     versions: Vec<AtomicU64>,
     pub writes: AtomicU64,
@@ -56,8 +57,9 @@ impl World {
             regions,
             borders,
             fill,
-            dirty: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            versions: (0..pages).map(|_| AtomicU64::new(0)).collect(),
+            dirty: Bits::new(pages),
+            populated: Bits::new(pages),
+            versions: zeros(pages),
             writes: AtomicU64::new(0),
             digest: AtomicU64::new(0),
             paused: AtomicBool::new(false),
@@ -86,23 +88,20 @@ impl World {
         self.digest.fetch_add(change, Ordering::Relaxed);
         self.writes.fetch_add(1, Ordering::Relaxed);
         // After the write: a page that is collected and read in between comes again.
-        self.dirty[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Release);
+        if old == 0 {
+            self.populated.add(page);
+        }
+        self.dirty.add(page);
     }
 
     /// Appends the dirty pages and forgets them.
     pub fn collect(&self, into: &mut Vec<Extent>) {
-        for (index, word) in self.dirty.iter().enumerate() {
-            if word.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let mut bits = word.swap(0, Ordering::Acquire);
-            while bits != 0 {
-                let first = bits.trailing_zeros();
-                let pages = (bits >> first).trailing_ones();
-                push(into, index as u64 * 64 + u64::from(first), u64::from(pages));
-                bits &= !((u64::MAX >> (64 - pages)) << first);
-            }
-        }
+        self.dirty.take(into);
+    }
+
+    /// Appends the pages that were ever written.
+    pub fn populated(&self, into: &mut Vec<Extent>) {
+        self.populated.list(into);
     }
 
     /// Waits until `writers` writers are parked, and have done their quota for each resume if
@@ -196,16 +195,10 @@ impl World {
     }
 }
 
-fn push(into: &mut Vec<Extent>, first: u64, pages: u64) {
-    match into.last_mut() {
-        Some(last) if last.first.0 + last.pages == first => last.pages += pages,
-        _ => into.push(Extent { first: PageIndex(first), pages }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::PageIndex;
 
     #[test]
     fn dirty_pages_are_collected_once_as_extents() {

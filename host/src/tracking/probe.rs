@@ -69,7 +69,8 @@ pub fn soft_dirty() -> Result<(), String> {
     }
 }
 
-fn own_userfaultfd() -> Result<OwnedFd, String> {
+/// A userfaultfd of this process's memory.
+pub(super) fn own_userfaultfd() -> Result<OwnedFd, String> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | kernel::UFFD_USER_MODE_ONLY as i32;
     // SAFETY: a plain number in, a new descriptor or -1 out.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };

@@ -1,6 +1,7 @@
 //! Tracking by write protection: userfaultfd in asynchronous mode and `PAGEMAP_SCAN`.
 //!
-//! A userfaultfd is made inside the tracked process (see `inject`) and lives only here:
+//! A userfaultfd is made inside the tracked process (see `inject`; the own process makes its own)
+//! and lives only here:
 //! when this process ends, however it ends, the kernel removes all protection. The first write to
 //! a protected page costs its writer about a microsecond; nobody waits for anybody.
 //!
@@ -17,7 +18,9 @@ use romulus_checkpoint::Extent;
 use super::pool::Pool;
 use super::slice::{Mode, Slice};
 use super::target::Target;
-use super::{DirtyRange, DirtyTracker, TrackingError, TrackingOptions, inject, kernel, mappings, slice};
+use super::{
+    DirtyRange, DirtyTracker, TrackingError, TrackingOptions, inject, kernel, mappings, probe, slice,
+};
 
 /// Below so many bytes a thread of its own costs more than it gives.
 const BYTES_PER_THREAD: u64 = 256 << 20;
@@ -186,7 +189,11 @@ impl DirtyTracker for WriteProtectTracker {
         if self.uffd.is_some() {
             return Err(TrackingError::Refused("tracking is already started".into()));
         }
-        let uffd = inject::userfaultfd(&self.target)?;
+        // No process can trace itself, and none needs to for a descriptor of its own memory.
+        let uffd = match self.target.pid() == std::process::id() {
+            true => probe::own_userfaultfd().map_err(TrackingError::Refused)?,
+            false => inject::userfaultfd(&self.target)?,
+        };
         kernel::handshake(uffd.as_fd()).map_err(|error| {
             TrackingError::system("userfaultfd's handshake for asynchronous write protection", error)
         })?;

@@ -13,7 +13,7 @@ mod common;
 mod gate;
 mod halt;
 mod image;
-mod live;
+pub mod live;
 mod primary;
 mod witness;
 

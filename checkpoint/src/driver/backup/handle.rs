@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::shared::Shared;
 use super::status::{BackupOutcome, BackupStatus, state_name};
 use crate::driver::signal::lock;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Metrics};
 
 /// Looks after a running driver; clones are the same driver. The arena lives as long as a handle.
 #[derive(Clone)]
@@ -22,6 +22,11 @@ impl BackupHandle {
     /// The address it listens on, with the real port where 0 was asked.
     pub fn local_address(&self) -> SocketAddr {
         self.shared.local_address
+    }
+
+    /// Everything measured, in full.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// A snapshot.

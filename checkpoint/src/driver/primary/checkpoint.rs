@@ -95,7 +95,7 @@ impl Capture {
     /// An epoch is late when it begins more than a tenth of the interval after its time.
     fn count_lateness(&mut self) {
         let now = self.shared.clock.now();
-        let interval = self.shared.options.machine.interval;
+        let interval = self.shared.call(|primary, _, _| primary.interval());
         let early = std::mem::take(&mut self.ended_early);
         if let Some(last) = self.last_begin
             && !early

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::shared::Shared;
 use super::status::{PhaseStatus, PrimaryOutcome, PrimaryStatus, SyncProgress, state_name};
 use crate::driver::signal::lock;
-use crate::metrics::{Counter, Phase, Quantity};
+use crate::metrics::{Counter, Metrics, Phase, Quantity};
 
 /// How often a wait with a limit looks.
 const LOOK: Duration = Duration::from_millis(5);
@@ -69,6 +69,18 @@ impl PrimaryHandle {
             reports: view.journal.lines(),
             metrics,
         }
+    }
+
+    /// Everything measured, in full.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Changes the length of an epoch from the next one on; at least a nanosecond.
+    pub fn set_interval(&self, interval: Duration) {
+        let interval = interval.max(Duration::from_nanos(1));
+        self.shared.call(|primary, _, _| primary.set_interval(interval));
+        self.shared.wake_capture.notify();
     }
 
     /// The progress of the synchronization; cheaper than a whole snapshot.
