@@ -131,6 +131,7 @@ fn machine() -> Outcome<Machine> {
         halt_after_s: None,
         networked: true,
         servers: true,
+        work: None,
         image_dir: image_dir()?,
     })
 }

@@ -1,6 +1,7 @@
 //! The workload inside demonstration guests: fills memory with pages that check themselves,
 //! rewrites them at a given rate, re-checks all of them without end, and prints a counter. With
-//! `serve=PORT` it also answers clients, see [`server`].
+//! `serve=PORT` it also answers clients, see [`server`]; with `work=NAME` it measures how fast other
+//! work is, see [`work`].
 //!
 //! Built as a static binary, so that it runs alone in an initramfs. Every line it prints has the
 //! form `romulus counter=N corrupt=N passes=N clock_ms=N requests=N`; after the first corrupt page
@@ -8,6 +9,7 @@
 
 mod pages;
 mod server;
+mod work;
 
 use std::io::Write;
 use std::sync::LazyLock;
@@ -31,12 +33,13 @@ struct Settings {
     check_mib: u64,
     dirty_mib_per_second: f64,
     serve: Option<u16>,
+    work: Option<work::Work>,
 }
 
 impl Settings {
-    /// From `check_mib=N dirty_mib_per_second=X serve=PORT`; unknown words end the program.
+    /// From `check_mib=N dirty_mib_per_second=X serve=PORT work=NAME`; unknown words end the program.
     fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut settings = Self { check_mib: 64, dirty_mib_per_second: 10.0, serve: None };
+        let mut settings = Self { check_mib: 64, dirty_mib_per_second: 10.0, serve: None, work: None };
         for word in words {
             let (name, value) = word.split_once('=').ok_or(format!("'{word}' is not NAME=VALUE"))?;
             let bad = |e: &dyn std::fmt::Display| format!("{name}={value}: {e}");
@@ -45,6 +48,7 @@ impl Settings {
                 "dirty_mib_per_second" => {
                     settings.dirty_mib_per_second = value.parse().map_err(|e| bad(&e))?;
                 }
+                "work" => settings.work = Some(value.parse().map_err(|e| bad(&e))?),
                 "serve" => settings.serve = Some(value.parse().map_err(|e| bad(&e))?),
                 _ => return Err(format!("unknown setting '{name}'")),
             }
@@ -64,7 +68,23 @@ fn main() {
         eprintln!("romulus-guest-workload: serving port {port}: {e}");
         std::process::exit(1);
     }
+    if let Some(kind) = settings.work {
+        let started = Instant::now();
+        let why = work::run(kind, settings.check_mib, |done| tell(started, done, 0, 0));
+        println!("romulus workload ended: {why}");
+        std::process::exit(1);
+    }
     run(&settings);
+}
+
+/// One line of the console.
+fn tell(started: Instant, counter: u64, corrupt: u64, passes: u64) {
+    let _ = writeln!(
+        std::io::stdout(),
+        "romulus counter={counter} corrupt={corrupt} passes={passes} clock_ms={} requests={}",
+        started.elapsed().as_millis(),
+        REQUESTS.now()
+    );
 }
 
 fn run(settings: &Settings) -> ! {
@@ -94,13 +114,7 @@ fn run(settings: &Settings) -> ! {
             }
         }
         counter += 1;
-        let _ = writeln!(
-            out,
-            "romulus counter={counter} corrupt={faults} passes={} clock_ms={} requests={}",
-            pages.passes(),
-            started.elapsed().as_millis(),
-            REQUESTS.now()
-        );
+        tell(started, counter, faults, pages.passes());
         next_step += STEP;
         let now = Instant::now();
         if next_step > now {

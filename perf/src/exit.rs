@@ -17,6 +17,8 @@ pub enum Code {
     Moved = 5,
     /// The measured run did not do what its options demand (see `--require-...`).
     Short = 6,
+    /// Figures are worse than before, beyond the noise.
+    Worse = 7,
 }
 
 /// The table of exit codes for `--help`.
@@ -26,7 +28,8 @@ pub const EXIT_CODES: &str = "Exit codes:
   2  wrong command line
   3  not exact: the image differs from the guest at the committed pause, or output ran ahead of it
   5  the guest went to the backup without being asked to
-  6  a run fell short of what --require-... demands";
+  6  a run fell short of what --require-... demands
+  7  compare: figures are worse than before, beyond the noise";
 
 /// An end with an exit code and a message for people.
 #[derive(Clone, Debug, thiserror::Error)]

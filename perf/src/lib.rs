@@ -2,13 +2,18 @@
 //! guests end to end with every page verified.
 
 pub mod bandwidth;
+pub mod compare;
 pub mod epochs;
 pub mod exit;
 pub mod fabrics;
+pub mod guest;
 pub mod histogram;
 pub mod limits;
 pub mod machine;
+pub mod peers;
 pub mod protect;
+pub mod real;
+pub mod report;
 pub mod results;
 pub mod size;
 pub mod statistics;
@@ -56,6 +61,18 @@ enum Command {
     /// Stand ready for the synthetic guest of a primary; take it over and verify it
     #[command(after_help = exit::EXIT_CODES)]
     Backup(Box<protect::BackupCommand>),
+    /// What protection costs a real guest's work, at several rates of checkpoints
+    #[command(after_help = exit::EXIT_CODES)]
+    Guest(Box<guest::GuestCommand>),
+    /// Romulus beside what people would use instead, in the same run, with the same guest
+    #[command(after_help = exit::EXIT_CODES)]
+    Peers(Box<peers::PeersCommand>),
+    /// Make a page with plots and tables out of results
+    #[command(after_help = exit::EXIT_CODES)]
+    Report(report::ReportCommand),
+    /// Say what changed between two sets of results beyond the noise
+    #[command(after_help = exit::EXIT_CODES)]
+    Compare(compare::CompareCommand),
 }
 
 /// Runs the command line of this process.
@@ -71,6 +88,10 @@ pub fn main() -> ExitCode {
         Command::Scenarios(command) => epochs::run_list(command),
         Command::Primary(command) => protect::run_primary(command),
         Command::Backup(command) => protect::run_backup(command),
+        Command::Guest(command) => guest::run(command),
+        Command::Peers(command) => peers::run(command),
+        Command::Report(command) => report::run(command),
+        Command::Compare(command) => compare::run(command),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

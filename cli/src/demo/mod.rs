@@ -69,8 +69,18 @@ pub struct DemoOptions {
 
 static INTERRUPTED: OnceLock<std::sync::Arc<AtomicBool>> = OnceLock::new();
 
+/// From now on Ctrl-C and SIGTERM end every wait on the stage with an error.
+pub fn watch_interrupts() -> Result<(), Failure> {
+    let flag = INTERRUPTED.get_or_init(Default::default);
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, std::sync::Arc::clone(flag))
+            .map_err(|e| Failure::failed(format!("watching for signals: {e}")))?;
+    }
+    Ok(())
+}
+
 /// An error once Ctrl-C or SIGTERM has come, so that every wait ends and cleans up.
-fn check_interrupted() -> Result<(), Failure> {
+pub fn check_interrupted() -> Result<(), Failure> {
     match INTERRUPTED.get() {
         Some(flag) if flag.load(Ordering::Relaxed) => Err(Failure::failed("interrupted".into())),
         _ => Ok(()),
@@ -80,11 +90,7 @@ fn check_interrupted() -> Result<(), Failure> {
 /// Runs the demonstration.
 pub fn run(options: &DemoOptions) -> Result<ExitCode, Failure> {
     check(options)?;
-    let flag = INTERRUPTED.get_or_init(Default::default);
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, std::sync::Arc::clone(flag))
-            .map_err(|e| Failure::failed(format!("watching for signals: {e}")))?;
-    }
+    watch_interrupts()?;
     let mut report = DemoReport::default();
     for index in 0..options.runs {
         if options.runs > 1 {
@@ -144,7 +150,8 @@ fn check(options: &DemoOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-fn available_memory_mib() -> u64 {
+/// Memory that programs may still take.
+pub fn available_memory_mib() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     text.lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))

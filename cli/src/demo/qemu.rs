@@ -28,6 +28,8 @@ pub struct Machine {
     pub networked: bool,
     /// Servers of others run in it as well: HTTP, telnet, redis, iperf3.
     pub servers: bool,
+    /// What it does instead of checking its pages: `writer`, `redis` or `compile`.
+    pub work: Option<String>,
     /// Folder with `vmlinuz` and `initramfs`.
     pub image_dir: PathBuf,
 }
@@ -58,7 +60,11 @@ impl Machine {
         let backend = format!("memory-backend-file,id=ram,size={size},mem-path={ram},share=on,prealloc=off");
         let console = format!("file:{}", console.display());
         let kernel = self.image_dir.join("vmlinuz");
-        let initramfs = self.image_dir.join(if self.servers { "initramfs-servers" } else { "initramfs" });
+        let initramfs = self.image_dir.join(match (self.servers, &self.work) {
+            (true, _) => "initramfs-servers",
+            (false, Some(_)) => "initramfs-work",
+            (false, None) => "initramfs",
+        });
         let mut settings = format!(
             "console=ttyS0 quiet romulus.check_mib={} romulus.dirty_mib_per_second={}",
             self.check_mib, self.dirty_mib_per_second
@@ -71,6 +77,9 @@ impl Machine {
         }
         if self.servers {
             settings.push_str(" romulus.servers=1");
+        }
+        if let Some(work) = &self.work {
+            settings.push_str(&format!(" romulus.work={work}"));
         }
         add(&["-name", "romulus-demo", "-nodefaults", "-vga", "none", "-display", "none"]);
         add(&["-machine", &machine, "-cpu", cpu, "-smp", "1", "-m", &size, "-object", &backend]);

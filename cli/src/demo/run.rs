@@ -30,6 +30,7 @@ fn machine(options: &DemoOptions) -> Machine {
         halt_after_s: None,
         networked: !options.no_client,
         servers: false,
+        work: None,
         image_dir: options.image_dir.clone(),
     }
 }

@@ -12,6 +12,7 @@ use super::instance::{Instance, kill, pid, state};
 use super::netns::NetNs;
 use super::network::{Network, Side};
 use super::qemu::{Console, Machine};
+use crate::control::{self, Request};
 use crate::exit::Failure;
 
 /// Everything that was started and made; ended and removed when dropped.
@@ -207,6 +208,28 @@ impl Stage {
         let limit = Duration::from_secs(60 + self.machine.memory_mib / 16);
         let protect = self.protect.as_mut().expect("protect was started");
         protect.wait_for("protected guest", limit, |status| (state(status) == "protected").then_some(()))
+    }
+
+    /// Ends protection as `romulus stop` does; the guest runs on. Then ends the backup.
+    pub fn stop_protection(&mut self) -> Result<(), Failure> {
+        let Some(mut protect) = self.protect.take() else { return Ok(()) };
+        let asked = control::ask(&protect.control, &Request::Stop);
+        let began = Instant::now();
+        while let (Ok(_), Ok(None)) = (&asked, protect.child.try_wait()) {
+            if began.elapsed() > Duration::from_secs(30) || check_interrupted().is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let ended = matches!(protect.child.try_wait(), Ok(Some(_)));
+        if !ended {
+            self.protect = Some(protect);
+            return Err(Failure::failed("romulus protect does not end when it is told to".into()));
+        }
+        if let Some(mut backup) = self.backup.take() {
+            kill(&mut backup.child);
+        }
+        asked.map(drop)
     }
 
     fn arbiter(&self) -> String {

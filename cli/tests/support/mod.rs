@@ -50,6 +50,7 @@ fn machine(networked: bool) -> Machine {
         halt_after_s: None,
         networked,
         servers: false,
+        work: None,
         image_dir: image_dir(),
     }
 }

@@ -28,9 +28,34 @@ fn wrong_options_are_named() {
         (&[&primary[..], &["--stop-in-epoch", "1"]].concat(), "--stop-in-epoch"),
         (&[&backup[..], &["--arbiter", "chance"]].concat(), "chance"),
         (&["backup"], "--listen"),
+        (&["guest", "--image-dir", "/nowhere", "--work", "sleep"], "sleep"),
+        (&["guest", "--image-dir", "/nowhere", "--rates", "0"], "--rates 0"),
+        (&["guest", "--image-dir", "/nowhere", "--seconds", "0.1"], "--seconds 0.1"),
+        (&["guest", "--image-dir", "/nowhere", "--writer-mib", "300"], "--guest-mib 512"),
+        (&["peers", "--image-dir", "/nowhere", "--peers", "vmware"], "vmware"),
+        (&["peers", "--image-dir", "/nowhere", "--content-mib", "500"], "--content-mib 500"),
+        (&["report", "some.json"], "--out"),
+        (&["compare", "only-one.json"], "B.json"),
     ] {
         let (status, text) = answer(arguments);
         assert_eq!(status, Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(word), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn files_that_are_no_results_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("other.json");
+    std::fs::write(&file, "{\"program\": \"other\", \"format\": 2}").expect("written");
+    let file = file.to_str().expect("UTF-8");
+    for (arguments, word) in [
+        (&["report", file, "--out", "/nowhere/report.html"][..], "other"),
+        (&["report", "/nowhere/a.json", "--out", "/nowhere/report.html"], "/nowhere/a.json"),
+        (&["compare", file, file], "other"),
+    ] {
+        let (status, text) = answer(arguments);
+        assert_eq!(status, Some(1), "{arguments:?}: {text}");
         assert!(text.contains(word), "{arguments:?}: {text}");
     }
 }
