@@ -65,11 +65,13 @@ impl ControlSocket {
     /// Binds it. A socket left by an instance that is gone is replaced; a live one is an error.
     pub fn bind(path: &Path) -> Result<Self, Failure> {
         let failed = |what: &str, e: std::io::Error| {
-            Failure::failed(format!("control socket {}: {what}: {e}", path.display()))
+            Failure::system(
+                format_args!("control socket {} (--control names another place): {what}", path.display()),
+                &e,
+            )
         };
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
-            std::fs::create_dir_all(dir)
-                .map_err(|e| failed("creating its folder (--control names another place)", e))?;
+            std::fs::create_dir_all(dir).map_err(|e| failed("creating its folder", e))?;
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
                 .map_err(|e| failed("protecting its folder", e))?;
         }

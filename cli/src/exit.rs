@@ -56,6 +56,17 @@ impl Failure {
         Self::new(Code::Failed, message)
     }
 
+    /// A system call failed at run time: where a privilege was missing, that is what the code says.
+    pub fn system(what: impl std::fmt::Display, error: &std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::PermissionDenied => Self::new(
+                Code::Machine,
+                format!("{what}: {error}; run romulus as root, or as a user who may"),
+            ),
+            _ => Self::failed(format!("{what}: {error}")),
+        }
+    }
+
     /// Says it on standard error and gives the code.
     pub fn report(&self) -> ExitCode {
         eprintln!("romulus: {}", self.message);

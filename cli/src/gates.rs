@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use romulus_checkpoint::arbiter::SoloGrant;
 use romulus_checkpoint::gate::OutputGate;
-use romulus_host::gate::{GateSet, GateStatus, GuardedRedirect, NicSpec, RedirectGate, RedirectOptions};
+use romulus_host::gate::{
+    GateSet, GateStatus, GuardedRedirect, NicSpec, RedirectGate, RedirectOptions, can_make_taps,
+};
 use romulus_host::guard::GateHandle;
 use romulus_qemu::gates::{BufferGate, CardGate};
 use romulus_qemu::{QemuGuest, QemuHandle};
@@ -55,7 +57,10 @@ impl Gates {
         let failed = |e: romulus_checkpoint::gate::GateError| Failure::new(Code::Refused, e.to_string());
         let redirect = match specs.is_empty() {
             true => None,
-            false => Some(Arc::new(RedirectGate::new(&specs, options).map_err(failed)?)),
+            false => {
+                can_make_taps().map_err(|why| Failure::new(Code::Machine, why))?;
+                Some(Arc::new(RedirectGate::new(&specs, options).map_err(failed)?))
+            }
         };
         let buffers = guest.buffers();
         let netdevs = buffers.cards().iter().map(|card| card.netdev.clone()).collect();

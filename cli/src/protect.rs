@@ -197,6 +197,7 @@ fn attach(options: &ProtectOptions, plan: &Plan) -> Result<QemuGuest, Failure> {
     QemuGuest::attach(guest).map_err(|e| {
         let code = match &e {
             romulus_qemu::QemuError::Refused(_) => Code::Refused,
+            romulus_qemu::QemuError::Machine(_) => Code::Machine,
             _ => Code::Failed,
         };
         Failure::new(code, format!("guest qemu:{}: {e}", plan.qmp.display()))
@@ -340,6 +341,17 @@ pub fn state_line(state: &str, reason: &str) -> String {
     if reason.is_empty() { state.to_owned() } else { format!("{state} ({reason})") }
 }
 
+/// The options that mend a refusal of this code.
+fn advice(code: &str) -> &'static str {
+    match code {
+        "NoRoom" => {
+            " (romulus backup --memory-limit-mib lends more, if its host has it; romulus protect --spare-mib asks \
+             for less)"
+        }
+        _ => "",
+    }
+}
+
 fn finish(
     outcome: PrimaryOutcome,
     refusal: Option<Refusal>,
@@ -352,15 +364,18 @@ fn finish(
         }
     }
     match outcome {
-        PrimaryOutcome::Stopped if refusal.is_some() => {
-            let why = refusal.map(|refusal| refusal.text).unwrap_or_default();
-            let message = format!("the backup refuses this guest: {why}; the guest runs on, unprotected");
-            Err(Failure::new(Code::Refused, message))
-        }
-        PrimaryOutcome::Stopped => {
-            eprintln!("romulus: protection has ended; the guest runs on, unprotected");
-            Ok(ExitCode::SUCCESS)
-        }
+        PrimaryOutcome::Stopped => match refusal {
+            Some(Refusal { code, text }) => {
+                let advice = advice(&code);
+                let message =
+                    format!("the backup refuses this guest: {text}{advice}; the guest runs on, unprotected");
+                Err(Failure::new(Code::Refused, message))
+            }
+            None => {
+                eprintln!("romulus: protection has ended; the guest runs on, unprotected");
+                Ok(ExitCode::SUCCESS)
+            }
+        },
         PrimaryOutcome::GuestEnded => Err(Failure::new(Code::GuestEnded, "the guest has powered off")),
         PrimaryOutcome::GuestDied(why) => {
             Err(Failure::new(Code::Moved, format!("the guest's process died ({why}); the backup takes over")))

@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let process = Process::of_monitor(&client)?;
     let start = Instant::now();
     let inventory = Inventory::take(&mut client)?;
-    println!("process {}: {} (asked in {:?})", process.pid(), process.exe(), start.elapsed());
+    println!("process {}: {} (asked in {:?})", process.pid(), process.exe()?, start.elapsed());
     let identity = identity::identity(&inventory);
     println!("{}", identity.hypervisor);
     for line in &identity.configuration {

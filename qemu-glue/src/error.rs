@@ -22,6 +22,9 @@ pub enum QemuError {
     /// The guest or standby cannot be used as it is; says what to change.
     #[error("{0}")]
     Refused(String),
+    /// This machine lacks a privilege or a kernel feature; says which and how to get it.
+    #[error("{0}")]
+    Machine(String),
     /// A migration stream that is not as expected.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -40,11 +43,22 @@ impl QemuError {
         Self::Failed { what: what.into(), why: why.to_string() }
     }
 
+    /// A failed look at process `pid` through this file of its own.
+    pub(crate) fn of_process(pid: i32, path: &str, error: &std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::PermissionDenied => Self::Machine(format!(
+                "{path}: {error}: romulus may not look into QEMU's process {pid}; run it as root (or as QEMU's user \
+                 with CAP_SYS_PTRACE, and CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN to map the guest's memory)"
+            )),
+            _ => Self::failed(path, error),
+        }
+    }
+
     /// As the error of a guest operation.
     pub(crate) fn guest(self, what: &str) -> GuestError {
         match self {
             Self::Gone { .. } => GuestError::Gone(self.to_string()),
-            Self::Refused(text) => GuestError::Refused(text),
+            Self::Refused(text) | Self::Machine(text) => GuestError::Refused(text),
             other => GuestError::Failed { what: what.into(), why: other.to_string() },
         }
     }

@@ -54,7 +54,7 @@ impl Process {
         let peer = rustix::net::sockopt::socket_peercred(client.socket())
             .map_err(|errno| QemuError::failed("asking who owns the QMP socket", errno))?;
         let process = Self::open(peer.pid.as_raw_nonzero().get())?;
-        let exe = process.exe();
+        let exe = process.exe()?;
         let name = exe.rsplit('/').next().unwrap_or_default();
         if !name.contains("qemu") && !name.contains("kvm") {
             return Err(QemuError::Refused(format!(
@@ -92,11 +92,11 @@ impl Process {
         Ok(())
     }
 
-    /// The path of its program, empty if unknown.
-    pub fn exe(&self) -> String {
-        std::fs::read_link(format!("/proc/{}/exe", self.pid()))
-            .map(|path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
-            .unwrap_or_default()
+    /// The path of its program.
+    pub fn exe(&self) -> Result<String, QemuError> {
+        let link = format!("/proc/{}/exe", self.pid());
+        let path = std::fs::read_link(&link).map_err(|e| QemuError::of_process(self.pid, &link, &e))?;
+        Ok(path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
     }
 
     /// The network interfaces that it has open as taps, with the numbers of its descriptors.
@@ -134,7 +134,7 @@ impl Process {
     /// The shared file mappings of the process.
     pub fn shared_mappings(&self) -> Result<Vec<SharedMapping>, QemuError> {
         let path = format!("/proc/{}/maps", self.pid());
-        let text = std::fs::read_to_string(&path).map_err(|error| QemuError::failed(path, error))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| QemuError::of_process(self.pid, &path, &e))?;
         if !self.is_alive() {
             return Err(QemuError::Gone { pid: self.pid() });
         }
@@ -147,8 +147,7 @@ impl Process {
         let what = || format!("mapping guest memory {} of process {}", mapping.name, self.pid());
         let (start, end) = mapping.first_line;
         let path = format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid());
-        let file =
-            File::open(&path).map_err(|error| QemuError::failed(what(), format!("{path}: {error}")))?;
+        let file = File::open(&path).map_err(|error| QemuError::of_process(self.pid, &path, &error))?;
         let length = usize::try_from(mapping.len_bytes).map_err(|error| QemuError::failed(what(), error))?;
         let memory = map_guest_file(&file, mapping.offset, length);
         Ok((file, memory.map_err(|error| QemuError::failed(what(), error))?))

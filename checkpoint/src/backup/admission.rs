@@ -247,8 +247,8 @@ fn check_hello(identity: &Identity, hello: &Hello, config: &super::BackupConfig)
         u128::from(pages + spares) * u128::from(PAGE_BYTES) + u128::from(slots) * u128::from(slot_bytes);
     if len_bytes > u128::from(config.max_arena_bytes) {
         let text = format!(
-            "the guest's image needs {} MiB of memory, and this backup lends {} MiB: raise its limit \
-             (--memory-limit-mib), or ask for fewer spare frames (--spare-mib on the primary)",
+            "the guest's image needs {} MiB of memory, and this backup lends {} MiB: it has to lend more, or \
+             the primary to ask for fewer spare frames",
             len_bytes >> 20,
             config.max_arena_bytes >> 20
         );

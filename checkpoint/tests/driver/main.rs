@@ -9,3 +9,4 @@ mod ends;
 mod failures;
 mod takeover;
 mod throttle;
+mod watermark;

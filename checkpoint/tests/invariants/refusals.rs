@@ -215,6 +215,8 @@ fn a_hello_that_cannot_be_served_is_refused_with_the_numbers() {
         let refusal = backup.admit(&hello.identity.clone(), &hello, now).unwrap_err();
         assert_eq!(refusal.code, code, "{refusal}");
         assert!(refusal.text.contains(words), "{words}: {refusal}");
+        // Who has options names them.
+        assert!(!refusal.text.contains("--"), "{refusal}");
     };
     refuse(&|hello| hello.versions = (2, 3), ErrorCode::Version, "2 to 3");
     refuse(&|hello| hello.suspect_after_ms = 200, ErrorCode::Violation, "200 ms");

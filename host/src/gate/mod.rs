@@ -30,4 +30,4 @@ pub use plumbing::{INLET_QUEUE_PACKETS, NicSpec};
 pub use redirect::{RedirectGate, RedirectOptions, can_redirect};
 pub use set::GateSet;
 pub use status::GateStatus;
-pub use tap::{Tap, VNET_HEADER_BYTES};
+pub use tap::{Tap, VNET_HEADER_BYTES, can_make_taps};

@@ -88,6 +88,20 @@ impl AsFd for Tap {
     }
 }
 
+/// Whether this process may make taps in the network namespace of this thread; if not, why and what to
+/// do.
+pub fn can_make_taps() -> Result<(), String> {
+    let advice = |error: &io::Error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "; holding a card's packets needs CAP_NET_ADMIN: run romulus as root"
+        }
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "; load the module of taps: modprobe tun",
+        _ => "",
+    };
+    let tap = Tap::create("rgate%d");
+    tap.map(drop).map_err(|error| format!("making a tap by /dev/net/tun: {error}{}", advice(&error)))
+}
+
 fn set_interface(fd: &OwnedFd, name: &str, features: libc::c_int) -> io::Result<String> {
     // SAFETY: a C struct of integers and arrays, for which all zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

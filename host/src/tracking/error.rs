@@ -15,6 +15,9 @@ pub enum TrackingError {
     /// The system or the process does not allow it; says why and how to mend it.
     #[error("{0}")]
     Refused(String),
+    /// This process lacks a privilege; says which and how to get it.
+    #[error("{0}")]
+    Privilege(String),
     /// The kernel has neither way of tracking.
     #[error(
         "this kernel cannot track another process's writes: write protection by userfaultfd and \

@@ -102,12 +102,37 @@ pub fn open(
     ranges: &[DirtyRange],
     options: &TrackingOptions,
 ) -> Result<Box<dyn DirtyTracker>, TrackingError> {
+    match method()? {
+        Method::WriteProtect => Ok(Box::new(WriteProtectTracker::new(pid, ranges, options)?)),
+        Method::SoftDirty => Ok(Box::new(SoftDirtyTracker::new(pid, ranges)?)),
+    }
+}
+
+/// Whether the kernel has a way of tracking, and this process the privilege to track process `pid`,
+/// of which nothing is touched. What the process itself forbids shows at the start.
+pub fn check(pid: u32) -> Result<(), TrackingError> {
+    let method = method()?;
+    let target = target::Target::open(pid)?;
+    target.open_proc("pagemap", false)?;
+    match method {
+        Method::WriteProtect => inject::check(&target),
+        Method::SoftDirty => target.open_proc("clear_refs", true).map(drop),
+    }
+}
+
+enum Method {
+    WriteProtect,
+    SoftDirty,
+}
+
+/// The best way that this kernel has.
+fn method() -> Result<Method, TrackingError> {
     let write_protect = match probe::write_protect() {
-        Ok(()) => return Ok(Box::new(WriteProtectTracker::new(pid, ranges, options)?)),
+        Ok(()) => return Ok(Method::WriteProtect),
         Err(why) => why,
     };
     match probe::soft_dirty() {
-        Ok(()) => Ok(Box::new(SoftDirtyTracker::new(pid, ranges)?)),
+        Ok(()) => Ok(Method::SoftDirty),
         Err(soft_dirty) => Err(TrackingError::Unsupported { write_protect, soft_dirty }),
     }
 }

@@ -64,7 +64,7 @@ impl Target {
             return Err(self.gone());
         }
         file.map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => TrackingError::Refused(format!(
+            io::ErrorKind::PermissionDenied => TrackingError::Privilege(format!(
                 "not allowed to open {path}: run as root, or as the owner of process {} with CAP_SYS_PTRACE",
                 self.pid
             )),

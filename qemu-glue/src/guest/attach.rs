@@ -4,7 +4,7 @@ use romulus_checkpoint::PAGE_BYTES;
 use romulus_checkpoint::Region;
 use romulus_checkpoint::gate::GateError;
 use romulus_host::gate::can_redirect;
-use romulus_host::tracking::DirtyRange;
+use romulus_host::tracking::{self, DirtyRange, TrackingError};
 
 use super::options::GuestOptions;
 use super::ram_file::RamFile;
@@ -26,6 +26,11 @@ pub(crate) fn connect(options: &GuestOptions) -> Result<Client, QemuError> {
             Err(QemuError::Refused(format!(
                 "QMP socket {path} accepts but does not greet within {waited:?}: another program (another romulus?) is \
                  connected to it; disconnect that, or give QEMU a second -qmp socket for Romulus"
+            )))
+        }
+        Err(QmpError::Io(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(QemuError::Machine(format!(
+                "connecting to QMP socket {path}: {error}; run romulus as root or as QEMU's user"
             )))
         }
         Err(QmpError::Io(error)) => Err(QemuError::failed(
@@ -90,6 +95,14 @@ impl QemuGuest {
     pub fn attach(options: GuestOptions) -> Result<Self, QemuError> {
         let mut client = connect(&options)?;
         let process = process(&client, &options)?;
+        let pid = process.pid();
+        tracking::check(pid.unsigned_abs()).map_err(|error| match error {
+            TrackingError::Gone { .. } => QemuError::Gone { pid },
+            TrackingError::Privilege(_) | TrackingError::Unsupported { .. } => {
+                QemuError::Machine(format!("tracking the writes of QEMU's process {pid}: {error}"))
+            }
+            _ => QemuError::Refused(error.to_string()),
+        })?;
         let inventory = Inventory::take(&mut client)?;
         let mut allowances = options.allowances;
         allowances.network |= options.gates.is_some();

@@ -21,6 +21,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::process::PidfdGetfdFlags;
+
 use super::target::Target;
 use super::{TrackingError, mappings};
 use helper::Report;
@@ -81,7 +83,7 @@ fn find_syscall_instruction(target: &Target, facts: &ThreadFacts) -> Result<u64,
     let mut text = vec![0; len_bytes];
     // The kernel allows this to whom it allows ptrace.
     let memory = target.open_proc("mem", false).map_err(|error| match error {
-        TrackingError::Refused(_) => TrackingError::Refused(refused_ptrace(target.pid(), facts)),
+        TrackingError::Privilege(_) => refused_ptrace(target.pid(), facts),
         other => other,
     })?;
     std::os::unix::fs::FileExt::read_exact_at(&memory, &mut text, vdso.start).map_err(|error| {
@@ -98,7 +100,7 @@ fn explain(target: &Target, facts: &ThreadFacts, failure: Failure) -> TrackingEr
     let source = io::Error::from_raw_os_error(failure.errno);
     match (failure.step, failure.errno) {
         (Step::Gone, _) | (_, libc::ESRCH) => target.gone(),
-        (Step::Seize, libc::EPERM) => TrackingError::Refused(refused_ptrace(pid, facts)),
+        (Step::Seize, libc::EPERM) => refused_ptrace(pid, facts),
         (Step::Seize, libc::EINVAL) if facts.seccomp => TrackingError::Refused(refused_seccomp(pid)),
         (Step::Seize, libc::EIO) => TrackingError::Refused(format!("process {pid} cannot be traced")),
         (Step::Foreign, _) => TrackingError::Refused(format!(
@@ -118,18 +120,28 @@ fn explain(target: &Target, facts: &ThreadFacts, failure: Failure) -> TrackingEr
     }
 }
 
-fn refused_ptrace(pid: u32, facts: &ThreadFacts) -> String {
+/// Whether this process may do what [`userfaultfd`] does, without touching the target.
+pub fn check(target: &Target) -> Result<(), TrackingError> {
+    // The kernel asks the same as for ptrace, before it looks whether there is such a descriptor.
+    match rustix::process::pidfd_getfd(target.pidfd(), 0, PidfdGetfdFlags::empty()) {
+        Err(rustix::io::Errno::PERM) => Err(refused_ptrace(target.pid(), &thread::choose(target)?)),
+        Err(rustix::io::Errno::SRCH) => Err(target.gone()),
+        _ => Ok(()),
+    }
+}
+
+fn refused_ptrace(pid: u32, facts: &ThreadFacts) -> TrackingError {
     if facts.tracer != 0 {
-        return format!(
+        return TrackingError::Refused(format!(
             "process {pid} is already traced by process {} (a debugger, strace?); end that first",
             facts.tracer
-        );
+        ));
     }
     if facts.seccomp {
-        return refused_seccomp(pid);
+        return TrackingError::Refused(refused_seccomp(pid));
     }
     let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    match yama.as_deref().map(str::trim) {
+    TrackingError::Privilege(match yama.as_deref().map(str::trim) {
         Ok("3") => {
             "ptrace is switched off for good on this system (kernel.yama.ptrace_scope = 3); it needs a \
                     reboot with another setting"
@@ -140,7 +152,7 @@ fn refused_ptrace(pid: u32, facts: &ThreadFacts) -> String {
              CAP_SYS_PTRACE"
         ),
         _ => format!("not allowed to trace process {pid}: run as root or with CAP_SYS_PTRACE"),
-    }
+    })
 }
 
 fn refused_seccomp(pid: u32) -> String {
