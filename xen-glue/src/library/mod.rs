@@ -26,6 +26,7 @@ use crate::error::XenError;
 #[allow(
     missing_docs,
     clippy::all,
+    clippy::undocumented_unsafe_blocks,
     non_camel_case_types,
     non_snake_case,
     non_upper_case_globals,

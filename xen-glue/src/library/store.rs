@@ -20,6 +20,8 @@ pub struct Store {
 
 // SAFETY: libxenstore locks its handle.
 unsafe impl Send for Store {}
+// SAFETY: as for `Send`; a transaction is a number, and watches are handed to whoever asks first.
+unsafe impl Sync for Store {}
 
 /// A group of reads and writes that happens as one, or not at all.
 pub struct Transaction<'a> {
