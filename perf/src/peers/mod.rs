@@ -114,7 +114,8 @@ pub fn run(command: &PeersCommand) -> Result<ExitCode, Failure> {
     }
     if command.wants("xl") {
         run.notes.push(match has_program("xl") {
-            true => "xl remus: this program does not measure it; it needs Xen, as in scripts/lab --kind xen".into(),
+            true => "xl remus: this program does not measure it; it needs Xen, as in scripts/lab --kind xen"
+                .into(),
             false => {
                 "xl remus: xl is not installed here; it runs in the Xen lab (scripts/lab --kind xen)".into()
             }
