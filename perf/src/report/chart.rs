@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use super::scale::{Scale, tick_text};
 
 /// Size of a drawing, in its own units.
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 360.0;
+const WIDTH: f64 = 1000.0;
+const HEIGHT: f64 = 380.0;
 /// Room beside the plot.
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 20.0;
