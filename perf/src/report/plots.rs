@@ -138,12 +138,15 @@ fn phases(results: &Results) -> Plot {
             let same = |record: &&HistogramRecord| record.name == phase && record.labels == pause.labels;
             run.histograms.iter().find(same)
         };
-        let whole = pause.mean * pause.count as f64;
         // By what it costs all together: some phases are not in every pause.
-        let share = |phase: &str| of_case(phase).map_or(0.0, |at| 100.0 * at.mean * at.count as f64 / whole);
-        let mut parts: Vec<f64> = PHASES.iter().map(|phase| share(phase)).collect();
-        if parts.iter().sum::<f64>() > 0.0 {
-            parts.push((100.0 - parts.iter().sum::<f64>()).max(0.0));
+        let cost = |phase: &str| of_case(phase).map_or(0.0, |at| at.mean * at.count as f64);
+        let costs: Vec<f64> = PHASES.iter().map(|phase| cost(phase)).collect();
+        let named: f64 = costs.iter().sum();
+        if named > 0.0 {
+            // Histograms round: the phases may come to a little more than the whole.
+            let whole = named.max(pause.mean * pause.count as f64);
+            let mut parts: Vec<f64> = costs.iter().map(|cost| 100.0 * cost / whole).collect();
+            parts.push(100.0 * (whole - named) / whole);
             rows.push(Bar { name, parts, note: format!("{} us", tick_text(pause.mean)) });
         }
     }
