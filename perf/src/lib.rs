@@ -8,6 +8,7 @@ pub mod exit;
 pub mod fabrics;
 pub mod guest;
 pub mod histogram;
+pub mod limits;
 pub mod machine;
 pub mod peers;
 pub mod protect;
@@ -49,6 +50,9 @@ enum Command {
     /// Measure the engine with synthetic guests, by scenario, beside the limits of the machine
     #[command(after_help = exit::EXIT_CODES)]
     Epochs(Box<epochs::EpochsCommand>),
+    /// Measure what this machine can do without Romulus: memory, dirty tracking, waking, networks
+    #[command(after_help = exit::EXIT_CODES)]
+    Limits(Box<limits::LimitsCommand>),
     /// List the scenarios of `epochs`
     Scenarios(epochs::ScenariosCommand),
     /// Run a synthetic guest and protect it
@@ -80,6 +84,7 @@ pub fn main() -> ExitCode {
     let done: Result<ExitCode, Failure> = match &cli.command {
         Command::Fabric(command) => bandwidth::run(command),
         Command::Epochs(command) => epochs::run(command),
+        Command::Limits(command) => limits::run(command),
         Command::Scenarios(command) => epochs::run_list(command),
         Command::Primary(command) => protect::run_primary(command),
         Command::Backup(command) => protect::run_backup(command),

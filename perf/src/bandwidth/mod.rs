@@ -10,7 +10,7 @@ pub use load::cpu_seconds;
 mod client;
 mod control;
 mod figures;
-mod limits;
+pub mod limits;
 mod load;
 mod server;
 mod table;

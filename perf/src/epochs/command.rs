@@ -171,13 +171,12 @@ fn run_scenario(
         if let Err(why) = possible(command, case) {
             notes.push(format!("{}: skipped: {why}", case.name));
             tally.skipped.push(why.clone());
-            println!("{:<32} skipped: {why}", case.name);
+            view.print(&format!("{:<32} skipped: {why}", case.name));
             continue;
         }
         match run_case(command, case, &mut view) {
             Ok((outcome, probes)) => {
-                view.keep("");
-                println!("{}\n{}", table::row(&outcome), table::phases(&outcome));
+                view.print(&format!("{}\n{}", table::row(&outcome), table::phases(&outcome)));
                 let mut detail = outcome.details();
                 detail["probes"] = serde_json::to_value(&probes).or_fail("probes as JSON")?;
                 details.push(detail);
@@ -191,7 +190,7 @@ fn run_scenario(
             }
             Err(failure) => {
                 notes.push(format!("{}: failed: {}", case.name, failure.message));
-                println!("{:<32} failed: {}", case.name, failure.message);
+                view.print(&format!("{:<32} failed: {}", case.name, failure.message));
                 tally.failed.push(format!("{name} {}: {}", case.name, failure.message));
             }
         }

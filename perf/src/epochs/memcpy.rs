@@ -11,8 +11,8 @@ use crate::exit::{Failure, OrFail};
 const TARGET_BYTES: usize = 64 << 20;
 
 /// Microseconds that one thread takes to copy the pages of each of these epochs from the guest into
-/// memory that exists. The first word of each page is read before, as the guest has touched it
-/// before an epoch; the rest is wherever the caches have it.
+/// memory that exists. The pages are as cold as a run left them: an epoch's are too, but for the
+/// words that the guest wrote.
 pub fn measure(guest: &[Memory], epochs: &[Vec<Extent>]) -> Result<Vec<f64>, Failure> {
     let target = romulus_host::memory::staging(TARGET_BYTES).or_fail("memory for a memcpy")?;
     let mut at = 0;
@@ -21,13 +21,6 @@ pub fn measure(guest: &[Memory], epochs: &[Vec<Extent>]) -> Result<Vec<f64>, Fai
 
 fn copy(guest: &[Memory], epoch: &[Extent], target: &Memory, at: &mut usize) -> f64 {
     let spans: Vec<_> = epoch.iter().filter_map(|extent| span(guest, extent)).collect();
-    for (memory, offset, len_bytes) in &spans {
-        for page in (0..*len_bytes).step_by(PAGE_BYTES as usize) {
-            let mut word = [0; 8];
-            memory.read(offset + page, &mut word);
-            std::hint::black_box(word);
-        }
-    }
     let begun = Instant::now();
     for (memory, mut offset, mut len_bytes) in spans {
         while len_bytes > 0 {

@@ -23,3 +23,4 @@ mod view;
 
 pub use command::{EpochsCommand, ScenariosCommand, run, run_list};
 pub use cpu::CpuTimes;
+pub use guest::write_protect_tracker;

@@ -47,6 +47,14 @@ impl View {
         }
     }
 
+    /// Something for standard output.
+    pub fn print(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{text}")),
+            None => println!("{text}"),
+        }
+    }
+
     /// A line that stays.
     pub fn keep(&self, text: &str) {
         match &self.bar {

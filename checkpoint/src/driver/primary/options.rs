@@ -14,6 +14,7 @@ use crate::guest::Guest;
 use crate::ids::SessionId;
 use crate::layout::{ArenaShape, GuestLayout};
 use crate::primary::PrimaryConfig;
+use crate::wire::limits::MAX_TRANSFERS;
 use crate::wire::slot;
 
 /// How an epoch's pages leave the guest.
@@ -130,7 +131,8 @@ impl PrimaryOptions {
         // epoch, placed at home, may have any pages: a guest that writes faster than rounds are
         // sent ends the synchronization with whatever is dirty. Its extents do not touch, so that
         // there are no more than every second page gives.
-        let transfers = pages.min(self.spares.max(pages.div_ceil(2)));
+        // No slot may have more than the protocol's bound; an epoch with more does not exist.
+        let transfers = pages.min(self.spares.max(pages.div_ceil(2))).min(MAX_TRANSFERS);
         let slot_bytes = slot::state_offset_bytes(transfers) + self.max_state_bytes;
         ArenaShape {
             pages,
@@ -181,6 +183,17 @@ impl PrimaryParts {
 mod tests {
     use super::*;
     use crate::synthetic::{SyntheticGuest, SyntheticOptions};
+
+    #[test]
+    fn the_slots_of_a_tebibyte_are_within_the_protocols_bounds() {
+        let options = SyntheticOptions { regions: vec![1 << 28], ..SyntheticOptions::default() };
+        let guest = SyntheticGuest::start(options).expect("a guest that wrote nothing starts");
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let options = PrimaryOptions::new("alpha", peer, &guest).expect("random numbers");
+        let shape = options.arena_shape(guest.layout());
+        assert!(shape.slot_bytes <= crate::wire::limits::MAX_SLOT_BYTES, "{}", shape.slot_bytes);
+        assert!(slot::max_transfers(shape.slot_bytes, options.max_state_bytes) >= MAX_TRANSFERS);
+    }
 
     #[test]
     fn a_slot_holds_a_first_epoch_of_every_second_page() {

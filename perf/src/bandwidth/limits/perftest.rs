@@ -65,7 +65,7 @@ pub struct Run {
 
 impl Run {
     #[cfg(test)]
-    pub fn sample() -> Self {
+    pub(in crate::bandwidth) fn sample() -> Self {
         Self { tool: Tool::WriteBw, size_bytes: 4096, depth: 128, queue_pairs: 2, seconds: 3 }
     }
 
@@ -210,6 +210,18 @@ fn count(control: &mut Control, options: &FabricOptions, run: &Run) -> Result<u6
         Err(server) => return Err(outcome.err().unwrap_or(server)),
     }
     let printed = outcome?;
+    let why = || Failure::failed(format!("{} gave no figures: {printed}", run.tool.name()));
+    iterations(&printed).ok_or_else(why)
+}
+
+/// Runs both ends from this process; how often the program did its work.
+pub fn count_here(options: &FabricOptions, run: &Run, at: IpAddr) -> Result<u64, Failure> {
+    let server = Program::serve(run, options, at)?;
+    let client = Program::start(run, options, server.port(), Some(at))?;
+    let printed = client.finish(PATIENCE);
+    let served = server.finish(PATIENCE);
+    let printed = printed?;
+    served?;
     let why = || Failure::failed(format!("{} gave no figures: {printed}", run.tool.name()));
     iterations(&printed).ok_or_else(why)
 }
