@@ -97,13 +97,13 @@ impl Primary {
         }
     }
 
-    /// The guest has been paused: the mark to give to the gate.
-    pub fn paused(&mut self, now: Time) -> GateMark {
+    /// The guest has been paused, since `began` at the earliest: the mark to give to the gate.
+    pub fn paused(&mut self, began: Time) -> GateMark {
         self.last_mark = self.last_mark.next();
         self.image.early = false;
         if let Some(capture) = &mut self.image.capture {
             capture.mark = self.last_mark;
-            capture.paused_at = now;
+            capture.paused_at = began;
         }
         self.last_mark
     }

@@ -203,7 +203,8 @@ impl Case {
 
     /// Spare frames.
     pub fn spares(&self) -> u64 {
-        (4 * self.epoch_pages()).max(4096)
+        let usual = (self.pages() / 4).clamp(4096, (1 << 30) / PAGE_BYTES);
+        usual.max(4 * self.epoch_pages())
     }
 
     /// Staging memory.

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use super::scale::{Scale, tick_text};
 
 /// Size of a drawing, in its own units.
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 360.0;
+const WIDTH: f64 = 1000.0;
+const HEIGHT: f64 = 380.0;
 /// Room beside the plot.
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 20.0;
@@ -15,6 +15,8 @@ const TOP: f64 = 16.0;
 const BOTTOM: f64 = 52.0;
 /// Colours there are in the style sheet.
 pub const COLOURS: usize = 8;
+/// The same with the grey of what has no name of its own.
+const BAR_COLOURS: usize = COLOURS + 1;
 
 /// One line.
 #[derive(Clone, Debug, Default)]
@@ -264,7 +266,7 @@ pub fn bars(title: &str, unit: &str, parts: &[&str], bars: &[Bar]) -> String {
                     svg,
                     "<rect class=\"s{}\" x=\"{left:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"16\"><title>{}: {} \
                      {unit}</title></rect>",
-                    index % COLOURS,
+                    index % BAR_COLOURS,
                     top + 17.0,
                     escape(parts[index]),
                     tick_text(*part)
@@ -287,7 +289,7 @@ pub fn bars(title: &str, unit: &str, parts: &[&str], bars: &[Bar]) -> String {
         height - 4.0,
         escape(unit)
     );
-    svg + &legend(parts.iter().enumerate().map(|(index, name)| (*name, index % COLOURS, false)))
+    svg + &legend(parts.iter().enumerate().map(|(index, name)| (*name, index % BAR_COLOURS, false)))
 }
 
 #[cfg(test)]

@@ -5,17 +5,17 @@ use std::collections::BTreeSet;
 use super::scale::tick_text;
 use crate::results::{Label, Labels};
 
-/// What tells each of these from the others: the labels in which any two differ. The one label
-/// `case` alone, where it does that by itself.
+/// What tells each of these from the others: the labels in which any two differ. Labels `case` and
+/// `run` alone, where they do that by themselves.
 pub fn distinguish(all: &[Labels]) -> Vec<String> {
     let names: BTreeSet<&String> = all.iter().flat_map(|labels| labels.0.keys()).collect();
     let differs = |name: &str| all.windows(2).any(|pair| pair[0].get(name) != pair[1].get(name));
     let mut telling: Vec<&str> = names.into_iter().map(String::as_str).filter(|name| differs(name)).collect();
-    if telling.contains(&"case") {
-        let cases: BTreeSet<String> =
-            all.iter().filter_map(|labels| labels.get("case")).map(Label::to_string).collect();
-        if cases.len() == all.len() {
-            telling = vec!["case"];
+    for enough in [&["case"][..], &["run", "case"]] {
+        let names: BTreeSet<String> = all.iter().map(|labels| describe(labels, enough)).collect();
+        if enough.iter().all(|name| telling.contains(name)) && names.len() == all.len() {
+            telling = enough.to_vec();
+            break;
         }
     }
     all.iter().map(|labels| describe(labels, &telling)).collect()
@@ -41,7 +41,7 @@ fn phrase(name: &str, value: &Label) -> String {
     };
     let at_least = |least: f64| matches!(value, Label::Number(value) if *value >= least);
     match (name, value) {
-        ("case" | "work" | "fabric" | "of" | "pattern" | "capture" | "side", _) => value.to_string(),
+        ("run" | "case" | "work" | "fabric" | "of" | "pattern" | "capture" | "side", _) => value.to_string(),
         ("beside", _) => format!("beside {value}"),
         ("guest_mib", _) if at_least(1024.0) => format!("guest {} GiB", number(1024.0)),
         ("guest_mib", _) => format!("guest {} MiB", number(1.0)),
@@ -71,6 +71,11 @@ mod tests {
         assert_eq!(distinguish(&all[..1]), [""]);
         let cases = [all[0].clone().with("case", "a"), all[1].clone().with("case", "b")];
         assert_eq!(distinguish(&cases), ["a", "b"]);
+        let runs = [
+            base.clone().with("case", "a").with("run", "x"),
+            base.clone().with("case", "a").with("run", "y"),
+        ];
+        assert_eq!(distinguish(&runs), ["x", "y"]);
         assert_eq!(describe_all(&cases[0]), "a, 100 dirty pages, tcp, guest 8 GiB");
     }
 }

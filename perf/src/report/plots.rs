@@ -3,6 +3,7 @@
 use super::chart::{Bar, COLOURS, Chart, Line, Mark, bars};
 use super::labelling::distinguish;
 use super::scale::tick_text;
+use super::table::title as title_of;
 use crate::results::{HistogramRecord, Label, Labels, Measurement, Results, Run, names};
 
 /// Phases of the pause, in their order.
@@ -70,14 +71,24 @@ fn keep_first<T>(mut all: Vec<T>, what: &str) -> (Vec<T>, Option<String>) {
     (all, (count > COLOURS).then(|| format!("{} of {count} {what} are drawn.", COLOURS)))
 }
 
+/// A distribution, and the run it is of.
+type Distribution<'a> = (&'a Run, &'a HistogramRecord);
+
 /// Distributions of one name on the primary.
-fn histograms<'a>(results: &'a Results, name: &str) -> Vec<&'a HistogramRecord> {
-    let all = results.runs.iter().flat_map(|run| &run.histograms);
+fn histograms<'a>(results: &'a Results, name: &str) -> Vec<Distribution<'a>> {
+    let all = results.runs.iter().flat_map(|run| run.histograms.iter().map(move |record| (run, record)));
     let primary = |labels: &Labels| match labels.get("side") {
         Some(Label::Text(side)) => side == "primary",
         _ => true,
     };
-    all.filter(|record| record.name == name && record.count > 0 && primary(&record.labels)).collect()
+    all.filter(|(_, record)| record.name == name && record.count > 0 && primary(&record.labels)).collect()
+}
+
+/// What tells distributions apart, their runs included.
+fn names_of(all: &[Distribution<'_>]) -> Vec<String> {
+    let labels =
+        all.iter().map(|(run, record)| without(&record.labels, &["side"]).with("run", &*title_of(run)));
+    distinguish(&labels.collect::<Vec<_>>())
 }
 
 /// Of many cases, those of most use side by side: spread over the whole list.
@@ -91,21 +102,19 @@ fn spread<T: Copy>(all: &[T], count: usize) -> Vec<T> {
 fn cdf(results: &Results, name: &str, (title, about): (&'static str, &'static str)) -> Plot {
     let all = histograms(results, name);
     let drawn = spread(&all, COLOURS);
-    let labels: Vec<_> = drawn.iter().map(|record| without(&record.labels, &["side"])).collect();
     let mut chart = Chart::new(title, "milliseconds", "% of all, at most so long");
     chart.log = (true, false);
     chart.y_at_least = 100.0;
-    for (record, name) in drawn.iter().zip(distinguish(&labels)) {
+    for ((_, record), name) in drawn.iter().zip(names_of(&drawn)) {
         // A histogram that cannot be read is no line; reading the file has said nothing of it.
         let Ok(histogram) = record.histogram() else { continue };
         let mut seen = 0;
-        let mut points = Vec::new();
+        let mut points: Vec<(f64, f64)> = Vec::new();
         for at in histogram.iter_recorded() {
             seen += at.count_at_value();
             let ms = at.value_iterated_to() as f64 * record.hdr_scale / 1e3;
-            if points.is_empty() {
-                points.push((ms, 0.0));
-            }
+            // In steps: between two values there is none.
+            points.push((ms, points.last().map_or(0.0, |point| point.1)));
             points.push((ms, 100.0 * seen as f64 / histogram.len() as f64));
         }
         let name = format!("{name} ({} epochs)", tick_text(record.count as f64));
@@ -115,7 +124,7 @@ fn cdf(results: &Results, name: &str, (title, about): (&'static str, &'static st
         title,
         about,
         drawing: (!chart.lines.is_empty()).then(|| chart.svg()),
-        command: "romulus-perf epochs --json FILE",
+        command: "romulus-perf epochs quick --json FILE",
         left_out: (all.len() > drawn.len())
             .then(|| format!("{} of {} cases are drawn.", drawn.len(), all.len())),
     }
@@ -123,32 +132,38 @@ fn cdf(results: &Results, name: &str, (title, about): (&'static str, &'static st
 
 fn phases(results: &Results) -> Plot {
     let pauses = spread(&histograms(results, "pause"), 10);
-    let labels: Vec<_> = pauses.iter().map(|record| without(&record.labels, &["side"])).collect();
     let mut rows: Vec<Bar> = Vec::new();
-    for (pause, name) in pauses.iter().zip(distinguish(&labels)) {
-        let mean = |phase: &str| {
-            let of_case = histograms(results, phase).into_iter().find(|record| record.labels == pause.labels);
-            // Of each pause: a phase that few pauses have weighs as much as it costs all together.
-            of_case.map_or(0.0, |record| record.mean * record.count as f64 / pause.count as f64)
+    for ((run, pause), name) in pauses.iter().zip(names_of(&pauses)) {
+        let of_case = |phase: &str| {
+            let same = |record: &&HistogramRecord| record.name == phase && record.labels == pause.labels;
+            run.histograms.iter().find(same)
         };
-        let parts: Vec<f64> = PHASES.iter().map(|phase| mean(phase)).collect();
-        if parts.iter().sum::<f64>() > 0.0 {
+        // By what it costs all together: some phases are not in every pause.
+        let cost = |phase: &str| of_case(phase).map_or(0.0, |at| at.mean * at.count as f64);
+        let costs: Vec<f64> = PHASES.iter().map(|phase| cost(phase)).collect();
+        let named: f64 = costs.iter().sum();
+        if named > 0.0 {
+            // Histograms round: the phases may come to a little more than the whole.
+            let whole = named.max(pause.mean * pause.count as f64);
+            let mut parts: Vec<f64> = costs.iter().map(|cost| 100.0 * cost / whole).collect();
+            parts.push(100.0 * (whole - named) / whole);
             rows.push(Bar { name, parts, note: format!("{} us", tick_text(pause.mean)) });
         }
     }
-    // Phases that take no time anywhere need no colour.
+    let names = [&PHASES[..], &["between them"]].concat();
+    // What takes no time anywhere needs no colour.
     let used: Vec<usize> =
-        (0..PHASES.len()).filter(|index| rows.iter().any(|row| row.parts[*index] > 0.0)).collect();
-    let names: Vec<&str> = used.iter().map(|index| PHASES[*index]).collect();
+        (0..names.len()).filter(|index| rows.iter().any(|row| row.parts[*index] >= 0.05)).collect();
+    let names: Vec<&str> = used.iter().map(|index| names[*index]).collect();
     for row in &mut rows {
         row.parts = used.iter().map(|index| row.parts[*index]).collect();
     }
     let title = "Where the pause goes";
     Plot {
         title,
-        about: "Mean of each phase in microseconds, one after another; at the right the mean of whole pauses.",
-        drawing: (!rows.is_empty()).then(|| bars(title, "microseconds", &names, &rows)),
-        command: "romulus-perf epochs --json FILE",
+        about: "The share of each phase in all pauses together, one after another; at the right the mean of a pause.",
+        drawing: (!rows.is_empty()).then(|| bars(title, "% of the pause", &names, &rows)),
+        command: "romulus-perf epochs quick --json FILE",
         left_out: None,
     }
 }
@@ -198,24 +213,32 @@ fn plot_along(
 }
 
 fn rate_against_dirty_pages(results: &Results) -> Plot {
-    let mut found = figures(results, names::MAX_CHECKPOINTS_PER_SECOND);
-    let about = match found.is_empty() {
-        true => "Checkpoints a second that were made (the interval allows no more than it asks for).",
-        false => "The highest rate that holds with less than 1 % of late epochs.",
+    let sought = figures(results, names::MAX_CHECKPOINTS_PER_SECOND);
+    // A rate that was sought has an interval of its own.
+    let (found, about, ignore) = match sought.is_empty() {
+        false => {
+            (sought, "The highest rate that holds with less than 1 % of late epochs.", &["interval_ms"][..])
+        }
+        true => (
+            figures(results, names::CHECKPOINTS_PER_SECOND),
+            "Checkpoints a second that were made (the interval allows no more than it asks for).",
+            &[][..],
+        ),
     };
-    if found.is_empty() {
-        found = figures(results, names::CHECKPOINTS_PER_SECOND);
-    }
-    let lines = lines_along(&found, "dirty_pages", &["interval_ms"]);
+    let lines = several_points(lines_along(&found, "dirty_pages", ignore));
     let mut chart = Chart::new("", "dirty pages of an epoch", "checkpoints/s");
     chart.log = (true, true);
-    plot_along(
-        chart,
-        lines,
-        "Checkpoints a second against dirty pages",
-        about,
-        "romulus-perf epochs --find-max --json FILE",
-    )
+    let title = "Checkpoints a second against dirty pages";
+    plot_along(chart, lines, title, about, "romulus-perf epochs max --json FILE")
+}
+
+/// Lines of one point say nothing beside those of several.
+fn several_points(mut lines: Vec<(Labels, Line)>) -> Vec<(Labels, Line)> {
+    let several = |line: &Line| line.points.windows(2).any(|pair| pair[0].0 < pair[1].0);
+    if lines.iter().any(|(_, line)| several(line)) {
+        lines.retain(|(_, line)| several(line));
+    }
+    lines
 }
 
 fn slow_down(results: &Results) -> Plot {
@@ -252,7 +275,7 @@ fn cost_against_size(results: &Results) -> Plot {
         lines,
         "Cost against the guest's size",
         "Median pause and commit of guests that differ in nothing but their size.",
-        "romulus-perf epochs --scenario sizes --json FILE",
+        "romulus-perf epochs size --json FILE",
     )
 }
 
@@ -312,7 +335,14 @@ fn bandwidth(results: &Results) -> Plot {
     }
     for (index, points) in limits.into_iter().enumerate().filter(|(_, points)| !points.is_empty()) {
         let name = format!("limit of {}", chart.lines[index].name);
-        chart.lines.push(Line { name, points, dashed: true, colour: Some(index), ..Line::default() });
+        chart.lines.push(Line {
+            name,
+            points,
+            dashed: true,
+            dots: true,
+            colour: Some(index),
+            ..Line::default()
+        });
     }
     Plot {
         title,

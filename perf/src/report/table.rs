@@ -7,6 +7,9 @@ use super::labelling::{describe, describe_all};
 use super::scale::tick_text;
 use crate::results::{Beside, Measurement, Run};
 
+/// More figures than this are set side by side in Markdown.
+const MANY: usize = 24;
+
 /// One figure in words.
 pub struct Row {
     /// Its name.
@@ -55,6 +58,7 @@ fn row(figure: &Measurement, shared: &[String]) -> Row {
     // A case's name says what its other labels would repeat.
     let names: Vec<&str> = differing
         .map(String::as_str)
+        .filter(|name| *name != "interval_ms" || figure.labels.get("rate").is_none())
         .filter(|name| !has_case || ["case", "side", "threads", "size_bytes"].contains(name))
         .collect();
     let value = &figure.value;
@@ -63,12 +67,25 @@ fn row(figure: &Measurement, shared: &[String]) -> Row {
         false => String::new(),
     };
     Row {
-        figure: figure.name.replace('_', " "),
+        figure: name_without_unit(figure),
         of: describe(&figure.labels, &names),
         value: format!("{} {}{range}", tick_text(value.median), figure.unit),
         limit: beside(figure.limit.as_ref(), &figure.unit),
         peer: beside(figure.peer.as_ref(), &figure.unit),
     }
+}
+
+/// The unit stands behind the value already.
+fn name_without_unit(figure: &Measurement) -> String {
+    let suffix = match figure.unit.as_str() {
+        "%" => "_percent",
+        "us" => "_us",
+        "ms" => "_ms",
+        "s" => "_s",
+        "MB" => "_mb",
+        _ => "",
+    };
+    figure.name.strip_suffix(suffix).unwrap_or(&figure.name).replace('_', " ")
 }
 
 fn beside(beside: Option<&Beside>, unit: &str) -> (String, String) {
@@ -115,29 +132,102 @@ pub fn html(run: &Run) -> String {
     text + "</tbody></table></div>\n"
 }
 
-/// As a table of Markdown.
+/// As a table of Markdown: one row for a figure, or, where there are many, one for a case.
 pub fn markdown(run: &Run) -> String {
+    match run.measurements.len() > MANY {
+        true => by_case(run),
+        false => by_figure(run),
+    }
+}
+
+fn by_figure(run: &Run) -> String {
     let rows = rows(run);
     let limits = rows.iter().any(|row| !row.limit.0.is_empty());
     let peers = rows.iter().any(|row| !row.peer.0.is_empty());
-    let columns = [(true, "figure"), (true, "of"), (true, "median (range)")];
+    let head = [(true, "figure"), (true, "of"), (true, "median (range)")];
     let beside = [(limits, "limit"), (limits, "ratio"), (peers, "peer"), (peers, "ratio")];
-    let names: Vec<&str> =
-        columns.iter().chain(&beside).filter(|(there, _)| *there).map(|(_, name)| *name).collect();
-    let mut text = format!("| {} |\n|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    let names = head.iter().chain(&beside).filter(|(there, _)| *there).map(|(_, name)| (*name).to_owned());
+    let mut text = head_of(&names.collect::<Vec<_>>());
     for row in rows {
         let cells = [
-            (true, &row.figure),
-            (true, &row.of),
-            (true, &row.value),
-            (limits, &row.limit.0),
-            (limits, &row.limit.1),
-            (peers, &row.peer.0),
-            (peers, &row.peer.1),
+            (true, row.figure),
+            (true, row.of),
+            (true, row.value),
+            (limits, row.limit.0),
+            (limits, row.limit.1),
+            (peers, row.peer.0),
+            (peers, row.peer.1),
         ];
-        let cells: Vec<String> =
-            cells.iter().filter(|(there, _)| *there).map(|(_, text)| text.replace('|', "\\|")).collect();
-        let _ = writeln!(text, "| {} |", cells.join(" | "));
+        let cells = cells.into_iter().filter(|(there, _)| *there).map(|(_, text)| text);
+        text.push_str(&line_of(cells));
     }
     text
+}
+
+/// Figures side by side; a ratio to the limit or the peer stands behind a figure.
+fn by_case(run: &Run) -> String {
+    let rows = rows(run);
+    let (mut figures, mut cases): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+    for row in &rows {
+        if !figures.contains(&row.figure.as_str()) {
+            figures.push(&row.figure);
+        }
+        if !cases.contains(&row.of.as_str()) {
+            cases.push(&row.of);
+        }
+    }
+    let names: Vec<String> = ["of"].iter().chain(&figures).map(|name| (*name).to_owned()).collect();
+    let mut text = head_of(&names);
+    for case in cases {
+        let cell = |figure: &&str| {
+            let row = rows.iter().find(|row| row.of == case && row.figure == **figure);
+            row.map_or(String::new(), |row| {
+                let mut text = row.value.clone();
+                for (what, ratio) in [&row.limit, &row.peer] {
+                    if !what.is_empty() {
+                        let _ = write!(text, "; {ratio} of {what}");
+                    }
+                }
+                text
+            })
+        };
+        text.push_str(&line_of([case.to_owned()].into_iter().chain(figures.iter().map(cell))));
+    }
+    text
+}
+
+fn head_of(names: &[String]) -> String {
+    line_of(names.iter().cloned()) + &format!("|{}\n", "---|".repeat(names.len()))
+}
+
+fn line_of(cells: impl Iterator<Item = String>) -> String {
+    let cells: Vec<String> = cells.map(|text| text.replace('|', "\\|")).collect();
+    format!("| {} |\n", cells.join(" | "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::{Better, Labels, RunClock};
+
+    #[test]
+    fn many_figures_stand_side_by_side_and_none_is_lost() {
+        let mut run = RunClock::start().run("guest", &()).unwrap();
+        for rate in 1..=20_u64 {
+            let labels = Labels::default().with("fabric", "tcp").with("rate", rate);
+            let pause = Measurement::single("pause_p50_us", &labels, "us", Better::Lower, 10.0 * rate as f64);
+            run.measurements.push(pause.with_limit(Beside::single("memcpy", 10.0, 10.0 * rate as f64)));
+            run.measurements.push(Measurement::single(
+                "late_epochs_percent",
+                &labels,
+                "%",
+                Better::Lower,
+                0.5,
+            ));
+        }
+        let text = markdown(&run);
+        assert_eq!(text.lines().count(), 22);
+        assert!(text.starts_with("| of | pause p50 | late epochs |\n|---|---|---|\n"), "{text}");
+        assert!(text.contains("| 3 checkpoints/s | 30 us; 3.00 of memcpy: 10 us | 0.5 % |"), "{text}");
+    }
 }

@@ -31,9 +31,10 @@ pub struct Sampled {
 }
 
 impl Sampled {
-    /// Of these; all zero when there are none.
+    /// Of these; all zero when there are none. What is no finite number is no sample, and JSON has no
+    /// word for it.
     pub fn of(samples: impl IntoIterator<Item = f64>) -> Self {
-        let samples: Vec<f64> = samples.into_iter().collect();
+        let samples: Vec<f64> = samples.into_iter().filter(|sample| sample.is_finite()).collect();
         let Spread { median, min, max, .. } = Spread::of(samples.iter().copied());
         Self { median, lowest: min, highest: max, samples }
     }
@@ -146,6 +147,12 @@ mod tests {
         assert_eq!(json["limit"]["ratio"], 2.0);
         assert_eq!(json["peer"]["ratio_range"], serde_json::json!([0.5, 1.0]));
         assert_eq!(serde_json::from_value::<Measurement>(json).unwrap(), figure);
+    }
+
+    #[test]
+    fn what_is_no_number_is_no_sample() {
+        let sampled = Sampled::of([f64::NAN, 2.0, f64::INFINITY]);
+        assert_eq!(sampled, Sampled { median: 2.0, lowest: 2.0, highest: 2.0, samples: vec![2.0] });
     }
 
     #[test]

@@ -56,6 +56,8 @@ impl Capture {
     /// From before the pause to after it.
     fn pause_and_capture(&mut self, job: Job, last: bool) -> Result<Captured, NotPaused> {
         let shared = &*self.shared;
+        // Stopping takes its time, and the guest's output waits for that too.
+        let began = shared.clock.now();
         let mut paused = match Paused::pause(&mut *self.guest, &*shared.pause_flag, &shared.metrics) {
             Ok(paused) => paused,
             Err(not_paused) => {
@@ -65,7 +67,7 @@ impl Capture {
             }
         };
         shared.metrics.count(Counter::EpochsCaptured, 1);
-        let captured = capture(shared, &mut self.tools, &mut paused, job);
+        let captured = capture(shared, &mut self.tools, &mut paused, job, began);
         if last && matches!(captured, Captured::Taken(_) | Captured::Sent) {
             paused.keep();
             self.guest.leave_paused();
@@ -109,8 +111,14 @@ impl Capture {
 
 /// What is done while the guest is paused. The order is the protocol's: state before pages, since
 /// saving the state may write guest memory.
-fn capture(shared: &Shared, tools: &mut Tools, paused: &mut Paused<'_>, mut job: Job) -> Captured {
-    let mark = shared.call(|primary, now, _| primary.paused(now));
+fn capture(
+    shared: &Shared,
+    tools: &mut Tools,
+    paused: &mut Paused<'_>,
+    mut job: Job,
+    began: Time,
+) -> Captured {
+    let mark = shared.call(|primary, _, _| primary.paused(began));
     if let Err(error) = shared.metrics.run_phase(Phase::Gate, || shared.gate.mark(mark)) {
         let error = GuestError::Failed { what: "marking output".into(), why: error.to_string() };
         return failed(shared, tools, job, "marking the guest's output", error);
