@@ -15,6 +15,8 @@ use crate::nonce::pairing;
 use crate::placement::planner::Planner;
 use crate::wire::AckProof;
 
+use super::settling::Settling;
+
 /// Incarnations of one backup that are remembered. More come about only while the arbiter is away.
 const LINEAGE: usize = 16;
 
@@ -70,6 +72,8 @@ pub(super) struct Flight {
 pub(super) struct Capture {
     pub(super) connection: ConnectionNumber,
     pub(super) last: bool,
+    /// Output was held when it began; otherwise it was free.
+    pub(super) held: bool,
     pub(super) mark: GateMark,
     pub(super) paused_at: Time,
 }
@@ -128,10 +132,12 @@ pub(super) struct Image {
     pub(super) stalled_until: Option<Time>,
     /// The present epoch is to end now.
     pub(super) early: bool,
+    /// How quick the epochs on this connection are.
+    pub(super) settling: Settling,
     /// Output up to this mark is acked and not released.
     pub(super) owed: Option<(GateMark, AckProof)>,
-    /// The first epoch whose pause came after output was last let go on the solo grant: its ack
-    /// covers all that left.
+    /// The first epoch whose pause came when output was held, after it was last let go on the solo
+    /// grant: its ack covers all that left.
     pub(super) fresh_from: Option<Epoch>,
 }
 
@@ -154,6 +160,7 @@ impl Image {
             pace: DirtyPace::default(),
             stalled_until: None,
             early: false,
+            settling: Settling::default(),
             owed: None,
             fresh_from: None,
         }
@@ -190,6 +197,7 @@ impl Image {
         self.pace = DirtyPace::default();
         self.capture = None;
         self.stalled_until = None;
+        self.settling = Settling::default();
         self.owed = None;
         self.fresh_from = None;
     }
@@ -223,6 +231,7 @@ impl Image {
         self.planner.reconnected(committed, homed_through, &mut self.carry);
         normalize(&mut self.carry);
         self.flights.clear();
+        self.settling = Settling::default();
         self.acked = committed;
         self.placed = committed;
         self.commit_sent = committed;
