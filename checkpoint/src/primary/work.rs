@@ -144,7 +144,7 @@ impl Primary {
                 image.placed = epoch;
                 image.stalled_until = None;
                 let Capture { mark, paused_at, held, .. } = capture;
-                image.pace.placed(count, paused_at);
+                image.pace.placed(count, paused_at, now);
                 image.flights.push_back(Flight { epoch, mark, paused_at });
                 if held {
                     image.fresh_from = Some(image.fresh_from.map_or(epoch, |first| first.min(epoch)));
