@@ -26,6 +26,7 @@ mod types;
 pub use types::*;
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::ids::{
     ConnectionNumber, Epoch, FrameIndex, Generation, Identity, Incarnation, PageIndex, SessionId, Time,
@@ -222,6 +223,12 @@ impl Backup {
         self.send(Message::Heartbeat { sequence, progress }, actions);
         // What homing has done meanwhile, in case it was not worth a message of its own.
         self.acknowledge_homings(1, actions);
+    }
+
+    /// How long a primary that was told Welcome may take to finish the handshake: where there is an
+    /// image to take over from no longer than one that is silent, since a takeover waits for it.
+    pub fn handshake_patience(&self, usual: Duration) -> Duration {
+        if self.has_image() { usual.min(self.config.suspect_after) } else { usual }
     }
 
     fn may_suspect(&self) -> bool {

@@ -90,6 +90,7 @@ impl Primary {
             image.flights.pop_front();
             through = Some(flight.mark);
             let commit_latency = now.since(flight.paused_at);
+            image.settling.acked(commit_latency, self.config.interval);
             actions.push(PrimaryAction::Report(PrimaryReport::Acked { epoch: flight.epoch, commit_latency }));
         }
         if let Some(mark) = through {

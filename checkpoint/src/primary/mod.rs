@@ -23,6 +23,7 @@ mod grant;
 mod image;
 mod link;
 mod settle;
+mod settling;
 mod types;
 mod work;
 

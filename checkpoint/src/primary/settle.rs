@@ -148,10 +148,19 @@ impl Primary {
     }
 
     fn hold_output(&mut self, actions: &mut Actions) {
-        if self.gate.is_open() && self.link.is_up() && self.is_pairing() {
+        if self.gate.is_open() && self.link.is_up() && self.is_pairing() && !self.may_stay_open() {
             self.gate.ask_hold();
+            // Each moment from here to its ack is one that clients wait for.
+            self.image.early = true;
             actions.push(PrimaryAction::HoldOutput);
         }
+    }
+
+    /// Whether epochs may be made while output is free: the record says that nobody can take over from
+    /// them, and they are not as quick yet as those that clients will have to wait for. Where nobody
+    /// arbitrates a backup may take over from any epoch.
+    pub(super) fn may_stay_open(&self) -> bool {
+        self.config.shared_arbiter && self.gate.is_open() && !self.image.settling.is_over()
     }
 
     /// Asks the arbiter for what record there ought to be.

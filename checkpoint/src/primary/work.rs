@@ -28,14 +28,15 @@ impl Primary {
 
     fn next_checkpoint(&mut self, now: Time) -> Work {
         let next_is_last = self.next_is_last();
+        let held = self.gate.is_held();
+        if !held && !self.may_stay_open() {
+            return Work::Wait { until: None };
+        }
         let image = &mut self.image;
         // Depth D; it also keeps slot n at most A + K - 1 (rule 7), since K is at least D + 1.
         let full = image.flights.len() as u64 >= self.config.depth
             || image.placed.0 + 1 > image.acked.0 + self.shape.slots.saturating_sub(1);
         let Some(last) = next_is_last else { return Work::Wait { until: None } };
-        if !self.gate.is_held() {
-            return Work::Wait { until: None };
-        }
         image.early |= last;
         let mut due = image.due(self.config.interval, now);
         if full {
@@ -50,8 +51,8 @@ impl Primary {
             return Work::Wait { until: Some(due) };
         }
         image.begin(due, self.config.interval, now);
-        image.capture =
-            Some(Capture { connection: self.link.connection, last, mark: self.last_mark, paused_at: now });
+        let (connection, mark) = (self.link.connection, self.last_mark);
+        image.capture = Some(Capture { connection, last, held, mark, paused_at: now });
         Work::Checkpoint { last }
     }
 
@@ -123,12 +124,13 @@ impl Primary {
         let next_is_last = self.next_is_last();
         let capture = self.image.capture.take().filter(|capture| {
             // A pause before the present hold, or for another connection, ends no epoch of this
-            // one: what left since then would belong to no epoch. And a last checkpoint that is
-            // wanted no more would leave the guest paused.
+            // one: what left since then would belong to no epoch. (Unless output was free at the
+            // pause: such an epoch covers nothing, whatever the gate does meanwhile.) And a last
+            // checkpoint that is wanted no more would leave the guest paused.
             capture.connection == self.link.connection
                 && (!capture.last || next_is_last == Some(true))
                 && self.link.is_up()
-                && self.gate.is_held()
+                && (self.gate.is_held() || !capture.held)
                 && self.image.phase == Phase::Epochs
                 && self.over.is_none()
         });
@@ -153,10 +155,12 @@ impl Primary {
                 image.carry.clear();
                 image.placed = epoch;
                 image.stalled_until = None;
-                let Capture { mark, paused_at, .. } = capture;
-                image.pace.placed(count, paused_at);
+                let Capture { mark, paused_at, held, .. } = capture;
+                image.pace.placed(count, paused_at, now);
                 image.flights.push_back(Flight { epoch, mark, paused_at });
-                image.fresh_from = Some(image.fresh_from.map_or(epoch, |first| first.min(epoch)));
+                if held {
+                    image.fresh_from = Some(image.fresh_from.map_or(epoch, |first| first.min(epoch)));
+                }
                 if capture.last {
                     self.last_epoch_placed(epoch);
                 }

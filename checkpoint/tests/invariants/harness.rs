@@ -74,6 +74,9 @@ pub struct World {
     gate: Gate,
     pub released: u64,
     pub trial: Result<(), String>,
+    /// How long a trial load takes.
+    pub trial_takes: Duration,
+    trial_ends: Option<Time>,
     /// Content at the pause of the epochs of the present incarnation.
     pauses: BTreeMap<u64, Vec<u64>>,
     /// Under which identity the slots of the epochs were read.
@@ -168,6 +171,8 @@ impl World {
             gate: Gate::default(),
             released: 0,
             trial: Ok(()),
+            trial_takes: Duration::ZERO,
+            trial_ends: None,
             pauses: BTreeMap::new(),
             slots: BTreeMap::new(),
             primary_queue: VecDeque::new(),
@@ -232,6 +237,9 @@ impl World {
             let mut actions = backup::Actions::new();
             if self.backup.next_tick().is_some_and(|at| at <= self.now) {
                 self.backup.handle_tick(self.now, &mut actions);
+            }
+            if self.trial_ends.take_if(|at| *at <= self.now).is_some() {
+                self.backup.handle_trial(self.trial.clone(), self.now, &mut actions);
             }
             self.backup_queue.extend(actions);
             self.pump_backup();
@@ -359,6 +367,16 @@ impl World {
     /// Whether the primary's guest still talks to the world.
     pub fn primary_output_goes_on(&self) -> bool {
         self.running && !self.destroyed && !self.gate.holding
+    }
+
+    /// Whether a trial load is under way.
+    pub fn tries(&self) -> bool {
+        self.trial_ends.is_some()
+    }
+
+    /// Whether output is held.
+    pub fn holds(&self) -> bool {
+        self.gate.holding
     }
 
     /// The counter in the guest.

@@ -1,5 +1,6 @@
 //! The machines against each other through encoded bytes, with tests named after the invariants.
 
+mod beginning;
 mod chaos;
 mod endings;
 mod harness;

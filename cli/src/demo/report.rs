@@ -55,8 +55,8 @@ pub struct RunReport {
     /// The client outside; none with `--no-client`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientReport>,
-    /// The client's longest silence until the guest was protected; for people, not part of the JSON.
-    #[serde(skip)]
+    /// The client's longest silence until the guest was protected: as protection began.
+    #[serde(rename = "silence_until_protected_ms")]
     pub silence_before_ms: f64,
     /// Why the run failed, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]

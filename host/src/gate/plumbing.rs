@@ -10,6 +10,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::link::{InfoBridge, InfoKind};
@@ -54,6 +55,8 @@ pub(super) struct Plumbing {
     inlet_index: u32,
     outlet_index: u32,
     tap_index: u32,
+    /// What the settings beside the filter were before it was set.
+    before: Mutex<Option<Restore>>,
 }
 
 /// An error with what was tried.
@@ -156,6 +159,7 @@ impl Plumbing {
             inlet_index,
             outlet_index,
             tap_index: tap.index,
+            before: Mutex::default(),
         };
         plumbing.wait_forwarding(netlink)?;
         Ok(plumbing)
@@ -182,7 +186,7 @@ impl Plumbing {
     /// From now on the guest's packets come to the inlet and nowhere else. After failure they go
     /// as before.
     pub(super) fn close(&self, netlink: &Netlink) -> Result<(), GateError> {
-        let outcome = self.try_close(netlink);
+        let outcome = self.try_close(netlink, None);
         if outcome.is_err()
             && let Err(error) = remove(netlink, &self.spec)
         {
@@ -191,7 +195,20 @@ impl Plumbing {
         outcome
     }
 
-    fn try_close(&self, netlink: &Netlink) -> Result<(), GateError> {
+    /// Whether what [`close`](Self::close) set is there no more, on a tap that is.
+    pub(super) fn is_torn(&self, netlink: &Netlink) -> io::Result<bool> {
+        let held = matches!(filter::look(netlink, self.tap_index)?, Found::Ours(_));
+        Ok(!held && link::find_index(netlink, self.tap_index)?.is_some())
+    }
+
+    /// Sets it again after somebody has taken it away.
+    pub(super) fn mend(&self, netlink: &Netlink) -> Result<(), GateError> {
+        let before = *self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        self.try_close(netlink, before)
+    }
+
+    /// `before` is known where other settings of the gate still stand.
+    fn try_close(&self, netlink: &Netlink, before: Option<Restore>) -> Result<(), GateError> {
         let (spec, index, mac) = (&self.spec, self.tap_index, self.spec.mac);
         let tap = link::find_index(netlink, index).map_err(failed(spec, "looking at the tap"))?;
         let tap = tap.ok_or_else(|| refused(spec, "the tap has vanished"))?;
@@ -211,7 +228,9 @@ impl Plumbing {
         }
         let address_stays =
             link::is_pinned(netlink, index, mac).map_err(failed(spec, "reading the bridge's table"))?;
-        let restore = Restore { multicast_router: tap.multicast_router(), address_stays };
+        let now = Restore { multicast_router: tap.multicast_router(), address_stays };
+        let restore = before.unwrap_or(now);
+        *self.before.lock().unwrap_or_else(PoisonError::into_inner) = Some(restore);
         // First, since its cookie tells a later process what else is to be put back.
         filter::redirect_all(netlink, index, self.inlet_index, restore).map_err(|error| {
             // Without the filter nobody would know it for ours.

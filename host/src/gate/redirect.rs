@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ const EMPTYING_LIMIT: Duration = Duration::from_millis(500);
 const EMPTYING_POLL: Duration = Duration::from_micros(200);
 /// Cards of one gate at most.
 const MOST_NICS: usize = 64;
+/// How often it is looked whether the filters are still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Before an outlet without room is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
 
@@ -58,11 +60,21 @@ pub struct RedirectGate {
 
 struct Shared {
     nics: Vec<(Plumbing, Nic)>,
+    losses: Vec<Losses>,
     wake: OwnedFd,
     over: AtomicBool,
     links: Mutex<Links>,
     links_changed: Condvar,
     netlink: Netlink,
+}
+
+/// What was lost of a card's output while its filter was away.
+#[derive(Debug, Default)]
+struct Losses {
+    times: AtomicU64,
+    at_most_ms: AtomicU64,
+    /// It is away and could not be set again; said once.
+    lasts: AtomicBool,
 }
 
 /// How the taps are to be, and are.
@@ -107,6 +119,7 @@ impl RedirectGate {
         let wake = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
             .map_err(|error| system("making an eventfd")(error.into()))?;
         let shared = Arc::new(Shared {
+            losses: nics.iter().map(|_| Losses::default()).collect(),
             nics,
             wake,
             over: AtomicBool::new(false),
@@ -117,7 +130,7 @@ impl RedirectGate {
         let gate = Self { shared: Arc::clone(&shared), threads: Mutex::default() };
         let mover = Arc::clone(&shared);
         gate.start("gate", options, move || Mover::new(mover, consumers).run())?;
-        gate.start("gate-links", options, move || shared.open_when_asked())?;
+        gate.start("gate-links", options, move || shared.look_after_links())?;
         Ok(gate)
     }
 
@@ -152,7 +165,7 @@ impl RedirectGate {
     /// How each card stands.
     pub fn status(&self) -> Vec<GateStatus> {
         let holding = lock(&self.shared.links).closed;
-        let status = |(plumbing, nic): &(Plumbing, Nic)| {
+        let status = |((plumbing, nic), losses): (&(Plumbing, Nic), &Losses)| {
             let level = nic.level();
             GateStatus {
                 nic: plumbing.spec.nic.clone(),
@@ -166,10 +179,12 @@ impl RedirectGate {
                 dropped_packets: plumbing.dropped(&self.shared.netlink) + level.refused,
                 bound_hits: level.bound_hits,
                 full_hits: level.ring_full,
+                filter_lost: losses.times.load(Ordering::Relaxed),
+                unheld_ms_at_most: losses.at_most_ms.load(Ordering::Relaxed),
                 held_us: percentiles(&nic.held_us()),
             }
         };
-        self.shared.nics.iter().map(status).collect()
+        self.shared.nics.iter().zip(&self.shared.losses).map(status).collect()
     }
 }
 
@@ -297,12 +312,20 @@ impl Shared {
     }
 
     /// The `gate-links` thread: after a solo grant it lets the guest's packets go straight to the
-    /// bridge again, once those before them are out.
-    fn open_when_asked(&self) {
+    /// bridge again, once those before them are out. Until then it sees to it that they do not.
+    fn look_after_links(&self) {
         let mut links = lock(&self.links);
+        let mut looked = Instant::now();
         while !self.over.load(Ordering::SeqCst) {
             if !(links.want_open && links.closed) {
-                links = self.links_changed.wait(links).unwrap_or_else(PoisonError::into_inner);
+                let waited = self.links_changed.wait_timeout(links, LOOK_EVERY);
+                links = waited.unwrap_or_else(PoisonError::into_inner).0;
+                if links.closed && !links.want_open && looked.elapsed() >= LOOK_EVERY {
+                    self.mend_links(looked);
+                    looked = Instant::now();
+                } else if !links.closed {
+                    looked = Instant::now();
+                }
                 continue;
             }
             drop(links);
@@ -316,6 +339,38 @@ impl Shared {
                 Ok(()) => links.closed = false,
                 // They go on through the gate, which lets everything pass.
                 Err(error) => tracing::warn!("{error}"),
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Sets filters again that somebody has taken away since they were seen last. Nothing brings back
+    /// what has left meanwhile: it is said, and counted.
+    fn mend_links(&self, seen: Instant) {
+        for ((plumbing, _), losses) in self.nics.iter().zip(&self.losses) {
+            // A tap that goes away under the look, with its guest, is not torn.
+            if !plumbing.is_torn(&self.netlink).unwrap_or(false) {
+                losses.lasts.store(false, Ordering::Relaxed);
+                continue;
+            }
+            let mended = plumbing.mend(&self.netlink);
+            let at_most_ms = seen.elapsed().as_millis() as u64;
+            losses.at_most_ms.fetch_add(at_most_ms, Ordering::Relaxed);
+            if losses.lasts.swap(mended.is_err(), Ordering::Relaxed) {
+                continue;
+            }
+            losses.times.fetch_add(1, Ordering::Relaxed);
+            let (nic, tap) = (&plumbing.spec.nic, &plumbing.spec.tap);
+            match mended {
+                Ok(()) => tracing::error!(
+                    "card {nic} on {tap}: somebody took the gate's filter away; it is set again, and what the guest \
+                     sent in the {at_most_ms} ms before, at most, left unheld"
+                ),
+                Err(error) => tracing::error!(
+                    "{error}: somebody took the gate's filter away, and it cannot be set again: what the guest sends \
+                     leaves unheld"
+                ),
             }
         }
     }

@@ -32,6 +32,14 @@ pub struct GateStatus {
     pub bound_hits: u64,
     /// How often packets had to wait in the kernel because the gate's memory was full.
     pub full_hits: u64,
+    /// How often somebody took the gate's filter away while output was held. What the guest sent until
+    /// it was set again left unheld.
+    #[serde(default)]
+    pub filter_lost: u64,
+    /// For how long that may have been, in milliseconds in all: from the last look that found the filter
+    /// to its return.
+    #[serde(default)]
+    pub unheld_ms_at_most: u64,
     /// How long packets were held, in microseconds, from the gate's read to its write.
     pub held_us: Percentiles,
 }

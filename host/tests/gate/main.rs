@@ -34,6 +34,7 @@ fn main() {
         trial("the_hosts_own_packets_on_the_inlet_are_not_the_guests", redirect::own_packets),
         trial("large_segments_stay_large", redirect::segments),
         trial("a_detached_gate_leaves_nothing_behind", redirect::detached),
+        trial("a_filter_that_somebody_takes_away_is_noticed_counted_and_set_again", redirect::torn),
         trial("settings_of_others_are_put_back", redirect::put_back),
         trial("a_tap_without_a_plain_bridge_is_refused", refusals::bridges),
         trial("filters_of_others_are_not_touched", refusals::filters),

@@ -443,3 +443,29 @@ pub fn put_back() {
     drop(gate);
     assert_eq!(listing(), before);
 }
+
+pub fn torn() {
+    let world = World::new();
+    let before = listing();
+    let gate = world.gate();
+    gate.hold().unwrap();
+    for times in 1..=2 {
+        run("tc", "qdisc del dev guest0 clsact");
+        world.send(times);
+        world.expect([times]);
+        let lost = || {
+            let status = gate.status().remove(0);
+            (status.filter_lost == times).then_some(status)
+        };
+        let status = eventually("the loss of the filter is noticed", lost);
+        assert!(status.unheld_ms_at_most > 0, "{status:?}");
+        world.send(10 + times);
+        assert_eq!(world.receive(MOMENT), None, "it is held again");
+        gate.mark(GateMark(times)).unwrap();
+        gate.release(&acked(times));
+        world.expect([10 + times]);
+    }
+    gate.detach().unwrap();
+    drop(gate);
+    assert_eq!(listing(), before, "nothing that was set twice is left behind");
+}

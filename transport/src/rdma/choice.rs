@@ -44,8 +44,13 @@ pub(super) fn choose(
     let mut best: Option<(u32, Choice)> = None;
     let mut complaint = None;
     for (device, port) in ports {
-        match choose_gid(device, port, config.gid_index, local, peer_gid) {
-            Ok((rank, gid)) => {
+        // A port that does not fit the wishes is passed over for one that does.
+        let fitting = choose_mtu(device, port, config.mtu_bytes).and_then(|mtu_bytes| {
+            let (rank, gid) = choose_gid(device, port, config.gid_index, local, peer_gid)?;
+            Ok((rank, gid, mtu_bytes))
+        });
+        match fitting {
+            Ok((rank, gid, mtu_bytes)) => {
                 if best.as_ref().is_none_or(|(best_rank, _)| rank < *best_rank) {
                     let choice = Choice {
                         device: device.name.clone(),
@@ -54,7 +59,7 @@ pub(super) fn choose(
                         link: port.link,
                         lid: port.lid,
                         gid,
-                        mtu_bytes: choose_mtu(device, port, config.mtu_bytes)?,
+                        mtu_bytes,
                     };
                     best = Some((rank, choice));
                 }

@@ -156,8 +156,20 @@ impl Sorter {
             }
             let deadlines = self.strangers.iter().map(|stranger| stranger.deadline);
             if let Err(error) = wait(&mut fds, deadlines.chain(self.back_off).min()) {
-                tracing::error!(%error, "the accepting thread cannot wait");
-                return;
+                // Most likely too many descriptors for this process's limit, or too little memory: with
+                // fewer to look at it may work again, and nobody else would accept for it.
+                tracing::error!(%error, "the accepting thread cannot wait: it drops all strangers");
+                drop::<Vec<PollFd<'_>>>(fds);
+                self.strangers.clear();
+                let until = Instant::now() + BACK_OFF;
+                self.back_off = Some(until);
+                let mut stop = [readable(&self.stop)];
+                match wait(&mut stop, Some(until)) {
+                    Ok(_) if is_ready(&stop[0]) => return,
+                    Ok(_) => {}
+                    Err(_) => std::thread::sleep(BACK_OFF),
+                }
+                continue;
             }
             if is_ready(&fds[0]) {
                 return;

@@ -156,8 +156,9 @@ fn welcome(shared: &Shared, channel: &mut dyn Channel, hello: &Hello) -> Result<
 /// Finishes the channel and makes it the connection.
 fn establish(shared: &Shared, channel: Box<dyn Channel>, identity: Identity) -> Result<(), String> {
     let peer = channel.peer();
-    let endpoint =
-        channel.establish(None, shared.options.handshake_timeout).map_err(|error| error.to_string())?;
+    let usual = shared.options.handshake_timeout;
+    let patience = shared.call(|backup, _, _| backup.handshake_patience(usual));
+    let endpoint = channel.establish(None, patience).map_err(|error| error.to_string())?;
     *lock(&shared.link) = Some(Arc::new(Link { identity, endpoint, peer }));
     shared.heard();
     lock(&shared.view).connections += 1;

@@ -149,7 +149,11 @@ impl World {
                 }
                 BackupAction::Trial { epoch } => {
                     self.check_homes(epoch);
-                    self.backup.handle_trial(self.trial.clone(), self.now, &mut actions);
+                    if self.trial_takes.is_zero() {
+                        self.backup.handle_trial(self.trial.clone(), self.now, &mut actions);
+                    } else {
+                        self.trial_ends = Some(self.now.after(self.trial_takes));
+                    }
                 }
                 BackupAction::TakeOver { epoch, displaced } => {
                     self.take_over(epoch, &displaced);

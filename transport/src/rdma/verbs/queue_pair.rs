@@ -3,10 +3,11 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rdma_sys as ffi;
 
-use super::{CompletionQueue, MemoryRegion, ProtectionDomain, SendList, check, log_destroyed};
+use super::{CompletionQueue, MemoryRegion, ProtectionDomain, SendList, check};
 
 /// Room of a queue pair.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +60,8 @@ const HOP_LIMIT: u8 = 64;
 #[derive(Debug)]
 pub(in crate::rdma) struct QueuePair {
     raw: NonNull<ffi::ibv_qp>,
+    /// The peer may write through it.
+    remote_write: AtomicBool,
     inline_bytes: u32,
     _domain: Arc<ProtectionDomain>,
     _sends: Arc<CompletionQueue>,
@@ -92,6 +95,7 @@ impl QueuePair {
         let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
         Ok(QueuePair {
             raw,
+            remote_write: AtomicBool::new(false),
             inline_bytes: attributes.cap.max_inline_data,
             _domain: Arc::clone(domain),
             _sends: Arc::clone(sends),
@@ -117,6 +121,7 @@ impl QueuePair {
         attributes.qp_state = ffi::ibv_qp_state::IBV_QPS_INIT;
         attributes.port_num = port;
         if remote_write {
+            self.remote_write.store(true, Ordering::Relaxed);
             attributes.qp_access_flags = ffi::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0;
         }
         let which = mask::IBV_QP_STATE | mask::IBV_QP_PKEY_INDEX | mask::IBV_QP_PORT;
@@ -252,10 +257,28 @@ impl QueuePair {
     }
 }
 
+impl QueuePair {
+    /// Stops it: in the error state it takes nothing from the peer any more.
+    fn stop(&self) -> io::Result<()> {
+        let mut attributes = zeroed_attributes();
+        attributes.qp_state = ffi::ibv_qp_state::IBV_QPS_ERR;
+        self.modify(&mut attributes, ffi::ibv_qp_attr_mask::IBV_QP_STATE)
+    }
+}
+
 impl Drop for QueuePair {
+    /// Who drops it relies on that the peer writes nothing any more (I6): where the kernel neither
+    /// destroys nor stops a queue pair through which the peer may write, the process ends, and with it
+    /// all that it has open.
     fn drop(&mut self) {
         // SAFETY: made in `new`, destroyed once.
-        log_destroyed("queue pair", unsafe { ffi::ibv_destroy_qp(self.raw.as_ptr()) });
+        let Err(error) = check(unsafe { ffi::ibv_destroy_qp(self.raw.as_ptr()) }) else { return };
+        tracing::error!(%error, "a queue pair could not be destroyed: it is stopped");
+        let Err(error) = self.stop() else { return };
+        tracing::error!(%error, "a queue pair could be neither destroyed nor stopped");
+        if *self.remote_write.get_mut() {
+            std::process::abort();
+        }
     }
 }
 
