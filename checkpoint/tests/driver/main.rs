@@ -5,6 +5,7 @@
 mod cut;
 mod harness;
 
+mod copy_only;
 mod ends;
 mod failures;
 mod takeover;
