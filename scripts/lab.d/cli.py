@@ -28,6 +28,7 @@ DETAILS = """\
 kinds
   uml   user-mode Linux: native speed, one CPU a host, up in 2 seconds. Built once, in minutes.
   qemu  Debian's own kernel and rdma_rxe, two CPUs a host; by KVM where there is one, else emulated.
+  xen   Debian's Xen; the command runs in its dom0, with rdma_rxe on the bridge of the domains.
 
 hosts
   The root is this machine's, read-only. The current folder and each --share can be written to;
@@ -38,7 +39,7 @@ hosts
 
 environment of the command
   ROMULUS_LAB             the lab's name             ROMULUS_LAB_ADDRESS    own IPv4 address
-  ROMULUS_LAB_KIND        uml or qemu                ROMULUS_LAB_ADDRESS6   own IPv6 address
+  ROMULUS_LAB_KIND        uml, qemu or xen           ROMULUS_LAB_ADDRESS6   own IPv6 address
   ROMULUS_LAB_HOST        own number: 1, 2           ROMULUS_LAB_PEER       the peer's IPv4 address
   ROMULUS_LAB_HOSTS       how many there are         ROMULUS_LAB_PEER6      the peer's IPv6 address
   ROMULUS_LAB_DEVICE      the RDMA device            ROMULUS_LAB_INTERFACE  the network interface
@@ -64,7 +65,7 @@ def parse():
 
     def sizes(sub, timeout_s):
         sub.add_argument("--hosts", type=int, choices=[1, 2], default=1, help="how many (1)")
-        sub.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of each host (1024)")
+        sub.add_argument("--memory", type=int, metavar="MIB", help="memory of each host (1024; xen: 2048, half of it for dom0)")
         sub.add_argument("--mtu", type=int, default=4500, metavar="BYTES", help="of the hosts' network (4500)")
         sub.add_argument("--timeout", type=float, default=timeout_s, metavar="S", help=f"for all, booting included; 0 for none ({timeout_s})")
         sub.add_argument("--name", help="of the lab, to find it by (lab-PID)")
@@ -84,8 +85,11 @@ def parse():
     verb("build", "only builds what the hosts of a kind need, and prints where it is")
     arguments = parser.parse_args()
     if arguments.verb in ("run", "shell"):
-        if arguments.memory < 128:
-            parser.error(f"--memory {arguments.memory}: a host needs 128 MiB or more")
+        least, default = (1024, 2048) if arguments.kind == "xen" else (128, 1024)
+        if arguments.memory is None:
+            arguments.memory = default
+        if arguments.memory < least:
+            parser.error(f"--memory {arguments.memory}: a host needs {least} MiB or more")
         if not 1280 <= arguments.mtu <= 9000:
             parser.error(f"--mtu {arguments.mtu}: from 1280 (IPv6 needs them) to 9000")
         if arguments.timeout < 0:

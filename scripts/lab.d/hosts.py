@@ -64,7 +64,7 @@ class Host:
             "ROMULUS_LAB_PEER": address(peer),
             "ROMULUS_LAB_PEER6": address6(peer),
             "ROMULUS_LAB_DEVICE": DEVICE,
-            "ROMULUS_LAB_INTERFACE": "dummy0" if self.lab.hosts == 1 else self.lab.interface,
+            "ROMULUS_LAB_INTERFACE": self.lab.interface,
         }
 
     def write_settings(self, ports):
@@ -83,13 +83,15 @@ class Host:
         }
         passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and NAME.fullmatch(name)}
         passed.update(self.variables())
-        path = os.path.join(self.folder, "settings")
-        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        with open(self.settings(), "w", encoding="utf-8", errors="surrogateescape") as file:
             for name, value in own.items():
                 file.write(f"{name}={shlex.quote(value)}\n")
             for name, value in passed.items():
                 file.write(f"export {name}={shlex.quote(value)}\n")
-        return path
+
+    def settings(self):
+        """The file that `write_settings` makes."""
+        return os.path.join(self.folder, "settings")
 
     def start(self):
         """Starts the instance. Returns what it reports on: a descriptor each for standard output,
@@ -158,7 +160,7 @@ def uml(host, theirs):
     ports = {"lab_stdout": "/dev/ttyS1", "lab_stderr": "/dev/ttyS2", "lab_status": "/dev/ttyS3", "lab_terminal": ""}
     if host.terminal:
         ports["lab_terminal"] = "/dev/ttyS4"
-    settings = host.write_settings(ports)
+    host.write_settings(ports)
     words = [
         host.lab.kernel,
         f"mem={host.lab.memory_mib}M",
@@ -171,12 +173,12 @@ def uml(host, theirs):
     ]
     if host.terminal:
         words.append(f"ssl4=fd:{theirs['terminal']}")
-    if host.lab.hosts > 1:
+    if host.lab.networked:
         words.append(
             f"vec0:transport=tap,ifname={namespace.tap(host.number)},mtu={host.lab.mtu},"
             f"mac={mac(host.number)}"
         )
-    return words + ["--", settings]
+    return words + ["--", host.settings()]
 
 
 def has_kvm():
@@ -186,17 +188,44 @@ def has_kvm():
     return ("vmx" in flags or "svm" in flags) and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-def qemu(host, theirs):
-    """The command line of a virtual machine with Debian's kernel."""
+def linux(host):
+    """What a virtual machine boots: Debian's kernel."""
+    return [
+        *(["-accel", "kvm", "-cpu", "host"] if has_kvm() else ["-accel", "tcg", "-cpu", "max"]),
+        "-kernel", f"{host.lab.kernel}/vmlinuz", "-initrd", f"{host.lab.kernel}/initramfs",
+        "-append", f"console=ttyS0 {start_of_init(host)}",
+    ]
+
+
+def hypervisor(host):
+    """What a virtual machine boots: Xen, with Debian's kernel as dom0. Emulated always: guests of
+    its own need the CPU's help, which the emulated CPU has. With smap, smep or pku dom0 crashes at
+    boot, with rdtscp its guests do."""
+    dom0_mib = host.lab.memory_mib // 2
+    return [
+        "-accel", "tcg", "-cpu", "max,-pku,-smap,-smep,-rdtscp",
+        "-kernel", f"{host.lab.kernel}/xen",
+        "-append", f"console=com1 loglvl=warning bootscrub=0 spec-ctrl=no xpti=no dom0_mem={dom0_mib}M,max:{dom0_mib}M",
+        "-initrd", ",".join(word.replace(",", ",,") for word in (
+            f"{host.lab.kernel}/vmlinuz console=hvc0 {start_of_init(host)}",
+            f"{host.lab.kernel}/initramfs",
+        )),
+    ]
+
+
+def start_of_init(host):
+    return f"quiet panic=-1 mitigations=off lab_init={HERE}/host-init lab_settings={host.settings()}"
+
+
+def machine(host, theirs):
+    """The command line of a virtual machine."""
     ports = {f"lab_{name}": name if name in theirs else "" for name in ("stdout", "stderr", "status", "terminal")}
     ports["lab_modules"] = host.lab.kernel
-    settings = host.write_settings(ports)
+    host.write_settings(ports)
     words = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35", *(["-accel", "kvm", "-cpu", "host"] if has_kvm() else ["-accel", "tcg", "-cpu", "max"]),
-        "-smp", "2", "-m", f"{host.lab.memory_mib}M",
-        "-kernel", f"{host.lab.kernel}/vmlinuz", "-initrd", f"{host.lab.kernel}/initramfs",
-        "-append", f"console=ttyS0 quiet panic=-1 lab_init={HERE}/host-init lab_settings={settings}",
+        "-machine", "q35", "-smp", "2", "-m", f"{host.lab.memory_mib}M",
+        *(hypervisor if host.lab.kind == "xen" else linux)(host),
         "-serial", "stdio", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
     ]
     for name, descriptor in theirs.items():
@@ -207,7 +236,7 @@ def qemu(host, theirs):
         path = folder.replace(",", ",,")
         access = "on" if tag == "root" else "off"
         words += ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,multidevs=remap,readonly={access}"]
-    if host.lab.hosts > 1:
+    if host.lab.networked:
         words += [
             "-netdev", f"tap,id=net,ifname={namespace.tap(host.number)},script=no,downscript=no",
             "-device", f"virtio-net-pci,netdev=net,mac={mac(host.number)},host_mtu={host.lab.mtu}",
@@ -215,4 +244,4 @@ def qemu(host, theirs):
     return words
 
 
-KINDS = {"uml": uml, "qemu": qemu}
+KINDS = {"uml": uml, "qemu": machine, "xen": machine}

@@ -52,7 +52,9 @@ class Lab:
         self.mtu = arguments.mtu
         self.timeout_s = arguments.timeout
         self.name = arguments.name or f"lab-{os.getpid()}"
-        self.interface = {"uml": "vec0", "qemu": "eth0"}[self.kind]
+        # Domains are reached over the network also where their host is the only one.
+        self.networked = self.hosts > 1 or self.kind == "xen"
+        self.interface = {"uml": "vec0", "qemu": "eth0", "xen": "xenbr0"}[self.kind] if self.networked else "dummy0"
         self.instance = hosts.KINDS[self.kind]
         self.shares = arguments.share
         self.commands = commands
@@ -75,7 +77,8 @@ class Lab:
             keeper = namespace.enter()
             try:
                 namespace.mount_work(self.work, self.hosts * (self.memory_mib + 64))
-                namespace.build_network(self.hosts, self.mtu)
+                if self.networked:
+                    namespace.build_network(self.hosts, self.mtu)
                 self.start()
                 return self.attend()
             finally:

@@ -46,10 +46,8 @@ def tap(number):
 
 
 def build_network(hosts, mtu):
-    """A tap for each host, all of them in one bridge. None for a single host."""
+    """A tap for each host, all of them in one bridge."""
     run("ip", "link", "set", "lo", "up")
-    if hosts == 1:
-        return
     if not os.path.exists("/dev/net/tun"):
         raise LabError("/dev/net/tun is missing: load the module tun, or give the container that device")
     run("ip", "link", "add", BRIDGE, "mtu", str(mtu), "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
