@@ -50,6 +50,12 @@ impl CopyOnlyHomes {
 
 /// A virtual machine prepared over a shadow image and not yet running.
 pub trait Standby: Send {
+    /// What the guest says that it is, told before each [`prepare`](Self::prepare): for standbys that
+    /// are built from the guest's own description. An error: it cannot be built from this.
+    fn meet(&mut self, guest: &MachineIdentity) -> Result<(), StandbyError> {
+        let _ = guest;
+        Ok(())
+    }
     /// Starts a machine over the image, not running, its output not connected to the world.
     /// Returns what it is, for the comparison with the guest. With copy-only homes `image` is empty:
     /// the memory is the standby's own, all zero now, and told by

@@ -5,9 +5,11 @@ use std::time::Duration;
 use romulus_checkpoint::driver::primary::PrimaryOptions;
 use romulus_checkpoint::metrics::Counter;
 use romulus_checkpoint::synthetic::{Pace, SyntheticOptions};
+use romulus_checkpoint::wire::record::Role;
 
 use super::harness::{Lab, until};
 use super::takeover::busy_guest;
+use super::verifier;
 
 /// Few spares: the first synchronization takes many parts.
 fn few_spares(options: &mut PrimaryOptions) {
@@ -131,4 +133,28 @@ fn an_activation_that_fails_is_tried_again_over_the_same_memory() {
     lab.kill_primary_host();
     lab.take_over(&primary, &backup);
     assert_eq!((backup.standby.activations(), backup.standby.prepared()), (3, 1));
+}
+
+#[test]
+fn the_independent_reader_agrees_with_sessions_of_copy_only_homes() {
+    let lab = Lab { record: true, ..lab() };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(5);
+    for operations in [3, 20] {
+        lab.primary_switch.plan(operations, false);
+        until("the connection was cut", || lab.primary_switch.plan_is_over());
+        primary.until_protected(3);
+    }
+    let before = primary.handle.status().overflows;
+    while primary.handle.status().overflows == before {
+        primary.guest.burst(2000);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    primary.until_protected(3);
+    primary.stop();
+    backup.stop();
+    for (good, report) in verifier::verify(&[Role::Primary, Role::Backup].map(|role| lab.recording(role))) {
+        assert!(good, "{report}");
+    }
 }

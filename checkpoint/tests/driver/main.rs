@@ -10,3 +10,5 @@ mod ends;
 mod failures;
 mod takeover;
 mod throttle;
+#[path = "../verifier/mod.rs"]
+mod verifier;

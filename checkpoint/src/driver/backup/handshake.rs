@@ -126,7 +126,8 @@ fn prepare(shared: &Shared, hello: &Hello, shape: &ArenaShape) -> Result<(), Ref
         ArenaError::Failed(text) => refusal(ErrorCode::StandbyFailed, text),
     })?;
     let machine = standby
-        .prepare(&hello.layout, &memory.regions)
+        .meet(&hello.machine)
+        .and_then(|()| standby.prepare(&hello.layout, &memory.regions))
         .map_err(|error| refusal(ErrorCode::StandbyFailed, error.to_string()))?;
     if let Some(text) = difference(&hello.machine, &machine) {
         standby.abandon();
