@@ -11,6 +11,7 @@ pub mod exit;
 mod fabric;
 mod gates;
 mod guard;
+mod guests;
 mod logging;
 mod protect;
 mod settings;

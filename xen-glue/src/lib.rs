@@ -10,6 +10,8 @@ pub mod discover;
 mod domain;
 mod error;
 #[cfg(feature = "xen")]
+pub mod facts;
+#[cfg(feature = "xen")]
 pub mod guest;
 #[cfg(feature = "xen")]
 mod handle;

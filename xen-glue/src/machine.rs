@@ -2,8 +2,8 @@
 //!
 //! The configuration's lines of a [`MachineIdentity`] are at most 1,024 bytes long, so what is longer
 //! comes in numbered pieces: `config 0003 ...` (JSON as libxl writes it, without line breaks),
-//! `cpuid 0000 ...` and `msr 0000 ...` (bodies of the records `X86_CPUID_POLICY` and `X86_MSR_POLICY`,
-//! in hexadecimal). `vcpus N` and `pages N` are for people, who read them in a difference first.
+//! `cpuid 0000 ...` `msr 0000 ...` and `params 0000 ...` (bodies of the records `X86_CPUID_POLICY`,
+//! `X86_MSR_POLICY` and `HVM_PARAMS`, in hexadecimal). `vcpus N` and `pages N` are for people, who read them in a difference first.
 
 use std::fmt::Write;
 
@@ -34,6 +34,9 @@ pub struct Machine {
     pub cpuid: Vec<u8>,
     /// Model-specific registers.
     pub msrs: Vec<u8>,
+    /// HVM parameters when protection began: the body of the record `HVM_PARAMS`, see
+    /// [`crate::records::read_params`].
+    pub params: Vec<u8>,
 }
 
 impl Machine {
@@ -43,6 +46,7 @@ impl Machine {
         pieces("config", &self.config, &mut lines)?;
         pieces("cpuid", &hex(&self.cpuid), &mut lines)?;
         pieces("msr", &hex(&self.msrs), &mut lines)?;
+        pieces("params", &hex(&self.params), &mut lines)?;
         lines.push(format!("pages {}", self.pages));
         lines.push(format!("vcpus {}", self.vcpus));
         lines.sort();
@@ -75,6 +79,7 @@ impl Machine {
             config: text("config")?,
             cpuid: bytes("cpuid")?,
             msrs: bytes("msr")?,
+            params: bytes("params")?,
         })
     }
 
@@ -135,7 +140,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return None;
     }
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
@@ -156,6 +161,7 @@ mod tests {
             config: config.into(),
             cpuid: cpuid.into(),
             msrs: msrs.into(),
+            params: vec![5; 24],
         }
     }
 

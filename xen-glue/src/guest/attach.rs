@@ -6,6 +6,7 @@ use romulus_host::gate::can_redirect;
 
 use super::events::Events;
 use super::options::XenOptions;
+use super::state::params;
 use super::{PauseDetail, XenGuest};
 use crate::claim::Claim;
 use crate::discover::config::Config;
@@ -16,6 +17,7 @@ use crate::error::XenError;
 use crate::layout::{FrameMap, RunFinder};
 use crate::library::{DomainInfo, param};
 use crate::machine::Machine;
+use crate::records::params_body;
 
 /// Frames asked for at once.
 const BATCH: u64 = 1024;
@@ -48,6 +50,7 @@ impl XenGuest {
             config: found.config.json.clone(),
             cpuid: policy.cpuid,
             msrs: policy.msrs,
+            params: params_body(&params(&xen, domid)?),
         };
         let name = options.name.clone().unwrap_or_else(|| found.config.name.clone());
         Ok(Self {

@@ -10,6 +10,18 @@ use crate::records::{HvmParam, Tsc, TscAndParams, write_epoch_state};
 /// Room beside the context: other records, their headers, padding.
 const AROUND_BYTES: usize = 1024;
 
+/// The parameters of a domain that Xen's migration stream carries, those that are not 0.
+pub(super) fn params(xen: &Xen, domid: u32) -> Result<Vec<HvmParam>, XenError> {
+    let mut params = Vec::new();
+    for index in param::MIGRATED {
+        let value = xen.control.param(domid, index)?;
+        if value != 0 {
+            params.push(HvmParam { index: index.into(), value });
+        }
+    }
+    Ok(params)
+}
+
 /// Writes the records of each epoch.
 pub(super) struct StateSaver {
     scratch: Vec<u8>,
@@ -21,13 +33,7 @@ impl StateSaver {
     /// For a domain; its context never becomes longer.
     pub fn new(xen: &Xen, domid: u32) -> Result<Self, XenError> {
         let context = xen.control.context_bytes(domid)? as usize;
-        let mut params = Vec::new();
-        for index in param::MIGRATED {
-            let value = xen.control.param(domid, index)?;
-            if value != 0 {
-                params.push(HvmParam { index: index.into(), value });
-            }
-        }
+        let params = params(xen, domid)?;
         Ok(Self { scratch: vec![0; context + AROUND_BYTES], params })
     }
 

@@ -72,10 +72,7 @@ pub struct Library {
 impl Library {
     /// Opens the libraries, if this is the control domain of a Xen that this build knows.
     pub fn open() -> Result<Arc<Self>, XenError> {
-        check_privilege(
-            std::fs::read_to_string(CAPABILITIES).ok().as_deref(),
-            Path::new("/sys/hypervisor/type"),
-        )?;
+        check_here()?;
         Self::load()
     }
 
@@ -102,6 +99,12 @@ impl Library {
             }))
         }
     }
+}
+
+/// Whether this is the control domain of a Xen.
+pub(crate) fn check_here() -> Result<(), XenError> {
+    let capabilities = std::fs::read_to_string(CAPABILITIES).ok();
+    check_privilege(capabilities.as_deref(), Path::new("/sys/hypervisor/type"))
 }
 
 /// The last error of a call into a library.

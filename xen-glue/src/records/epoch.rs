@@ -100,13 +100,25 @@ fn read_tsc(body: &[u8]) -> Option<Tsc> {
     })
 }
 
-fn read_params(body: &[u8]) -> Option<Vec<HvmParam>> {
+/// Reads the body of `HVM_PARAMS`; `None` if it is none.
+pub fn read_params(body: &[u8]) -> Option<Vec<HvmParam>> {
     let count = u32_at(body, 0)? as usize;
     if count > MAX_PARAMS || body.len() != PARAMS_HEADER_BYTES + count * PARAM_BYTES {
         return None;
     }
     let param = |entry: &[u8]| Some(HvmParam { index: u64_at(entry, 0)?, value: u64_at(entry, 8)? });
     body[PARAMS_HEADER_BYTES..].chunks_exact(PARAM_BYTES).map(param).collect()
+}
+
+/// The body of `HVM_PARAMS`.
+pub fn params_body(params: &[HvmParam]) -> Vec<u8> {
+    let mut body = vec![0; PARAMS_HEADER_BYTES];
+    body[..4].copy_from_slice(&u32::try_from(params.len()).unwrap_or(u32::MAX).to_le_bytes());
+    for param in params {
+        body.extend_from_slice(&param.index.to_le_bytes());
+        body.extend_from_slice(&param.value.to_le_bytes());
+    }
+    body
 }
 
 /// Writes a state into `into`: `context` is called once with room for the context and tells its length.
@@ -194,6 +206,7 @@ mod tests {
         ) {
             let tsc = Tsc { mode: numbers.0, khz: numbers.1, elapsed_ns: numbers.2, incarnation: numbers.3 };
             let params: Vec<_> = params.into_iter().map(|(index, value)| HvmParam { index, value }).collect();
+            prop_assert_eq!(read_params(&params_body(&params)), Some(params.clone()));
             let bytes = written(tsc, &context, &params, 1000).unwrap();
             let state = EpochState::read(&bytes).unwrap();
             prop_assert_eq!(&state, &EpochState { tsc, context: &context, params: params.clone() });

@@ -10,7 +10,7 @@
 
 mod epoch;
 
-pub use epoch::{EpochState, HvmParam, Tsc, TscAndParams, write_epoch_state};
+pub use epoch::{EpochState, HvmParam, Tsc, TscAndParams, params_body, read_params, write_epoch_state};
 
 /// No more records.
 pub const END: u32 = 0x0;
