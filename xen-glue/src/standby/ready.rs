@@ -20,8 +20,7 @@ const PAGE_BYTES: usize = romulus_checkpoint::PAGE_BYTES as usize;
 
 /// Parameters that name a frame which the host's own services share with the domain: they have
 /// begun to use it when the standby is built, and a guest that wakes elsewhere finds it as it is.
-const SHARED_FRAMES: [u32; 4] =
-    [param::STORE_PFN, param::CONSOLE_PFN, param::IOREQ_PFN, param::BUFIOREQ_PFN];
+const SHARED_FRAMES: [u32; 4] = [param::STORE_PFN, param::CONSOLE_PFN, param::IOREQ_PFN, param::BUFIOREQ_PFN];
 
 /// A domain, paused.
 pub(super) struct Ready {
@@ -47,9 +46,9 @@ impl Ready {
             crate::domain::destroy(&xen.control, domid)?;
         }
         tool::restore_paused(&config.name, &empty_domain(&config.json, machine, frames))?;
-        let domid = xen
-            .by_name(&config.name)?
-            .ok_or_else(|| XenError::failed("building the standby", "xl has built it, and it is not there"))?;
+        let domid = xen.by_name(&config.name)?.ok_or_else(|| {
+            XenError::failed("building the standby", "xl has built it, and it is not there")
+        })?;
         let mut ready = Self { xen, config, domid, memory: Vec::new(), kept };
         ready.map(frames)?;
         Ok(ready)
@@ -152,7 +151,8 @@ impl Ready {
 
 /// The pages of the frames that the host's services share with the domain.
 fn kept(params: &[HvmParam], frames: &FrameMap) -> Vec<Extent> {
-    let shared = params.iter().filter(|param| SHARED_FRAMES.iter().any(|index| u64::from(*index) == param.index));
+    let shared =
+        params.iter().filter(|param| SHARED_FRAMES.iter().any(|index| u64::from(*index) == param.index));
     let mut pages: Vec<_> = shared.filter_map(|param| frames.page(param.value)).collect();
     pages.sort_unstable();
     pages.dedup();
@@ -167,10 +167,8 @@ mod tests {
 
     #[test]
     fn the_rings_of_the_hosts_services_are_kept() {
-        let frames = FrameMap::new(vec![
-            FrameRun { first: 0, frames: 100 },
-            FrameRun { first: 0xfeff8, frames: 8 },
-        ]);
+        let frames =
+            FrameMap::new(vec![FrameRun { first: 0, frames: 100 }, FrameRun { first: 0xfeff8, frames: 8 }]);
         let param = |index: u32, value| HvmParam { index: index.into(), value };
         let params = [
             param(param::CONSOLE_PFN, 0xfefff),

@@ -161,8 +161,11 @@ mod tests {
                 continue;
             }
             assert_eq!(kinds, [X86_CPUID_POLICY, X86_MSR_POLICY, STATIC_DATA_END]);
-            let numbers: Vec<u64> =
-                record.body.chunks_exact(8).map(|eight| u64::from_le_bytes(eight.try_into().unwrap())).collect();
+            let numbers: Vec<u64> = record
+                .body
+                .chunks_exact(8)
+                .map(|eight| u64::from_le_bytes(eight.try_into().unwrap()))
+                .collect();
             assert_eq!(numbers[0], numbers.len() as u64 - 1);
             assert!(numbers.len() <= 1025);
             assert!(numbers[1..].iter().all(|frame| frame >> 60 == 0xe));
