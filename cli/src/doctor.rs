@@ -17,7 +17,8 @@ pub struct DoctorOptions {
 
 /// Says what was found; fails if something is missing without which nothing works.
 pub fn run(options: &DoctorOptions) -> Result<ExitCode, Failure> {
-    let facts = gather();
+    let mut facts = gather();
+    facts.push(xen());
     let pinning = PinningPlan::auto(&usable_cores()).to_string();
     if options.json {
         let all = serde_json::json!({ "facts": facts, "pinning_auto": pinning });
@@ -34,6 +35,17 @@ pub fn run(options: &DoctorOptions) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     Err(Failure::new(Code::Machine, format!("missing on this machine: {}", missing.join(", "))))
+}
+
+#[cfg(feature = "xen")]
+fn xen() -> Fact {
+    romulus_xen::facts::xen()
+}
+
+#[cfg(not(feature = "xen"))]
+fn xen() -> Fact {
+    let detail = "this romulus was built without Xen".into();
+    Fact { name: "xen", status: Status::Ok, detail, remedy: None }
 }
 
 fn lines(fact: &Fact) -> String {

@@ -24,7 +24,8 @@ struct GuardedGates {
 #[derive(Clone)]
 pub struct Gates {
     redirect: Option<Arc<RedirectGate>>,
-    buffers: BufferGate,
+    /// Of cards that QEMU itself holds.
+    buffers: Option<BufferGate>,
     /// Taps that may have had a gate before.
     former: Vec<NicSpec>,
     guarded: GuardedGates,
@@ -32,8 +33,8 @@ pub struct Gates {
 }
 
 impl Gates {
-    /// Makes what the guest's cards need. Its packets are not touched yet.
-    pub fn open(guest: &QemuGuest, options: &RedirectOptions) -> Result<Self, Failure> {
+    /// Makes what a QEMU guest's cards need. Its packets are not touched yet.
+    pub fn of_qemu(guest: &QemuGuest, options: &RedirectOptions) -> Result<Self, Failure> {
         let mut specs = Vec::new();
         let (mut free, mut former) = (Vec::new(), Vec::new());
         for gate in guest.gates() {
@@ -52,20 +53,43 @@ impl Gates {
                 }
             }
         }
-        let failed = |e: romulus_checkpoint::gate::GateError| Failure::new(Code::Refused, e.to_string());
-        let redirect = match specs.is_empty() {
-            true => None,
-            false => Some(Arc::new(RedirectGate::new(&specs, options).map_err(failed)?)),
-        };
+        let redirect = redirect(&specs, options)?;
         let buffers = guest.buffers();
         let netdevs = buffers.cards().iter().map(|card| card.netdev.clone()).collect();
         let guarded = GuardedGates { redirect: specs, buffers: netdevs };
-        Ok(Self { redirect, buffers, former, guarded, free })
+        Ok(Self { redirect, buffers: Some(buffers), former, guarded, free })
+    }
+
+    /// Makes what a Xen domain's cards need. Its packets are not touched yet.
+    #[cfg(feature = "xen")]
+    pub fn of_xen(
+        gates: &[romulus_xen::discover::vif::VifGate],
+        options: &RedirectOptions,
+    ) -> Result<Self, Failure> {
+        use romulus_xen::discover::vif::VifGate;
+
+        let (mut specs, mut former) = (Vec::new(), Vec::new());
+        for gate in gates {
+            match gate {
+                VifGate::Redirect(spec) => specs.push(spec.clone()),
+                VifGate::Free(spec) => former.push(spec.clone()),
+            }
+        }
+        let free = former.iter().map(|spec| GateStatus {
+            nic: spec.nic.clone(),
+            kind: "none".into(),
+            interface: spec.tap.clone(),
+            ..GateStatus::default()
+        });
+        let free = free.collect();
+        let redirect = redirect(&specs, options)?;
+        let guarded = GuardedGates { redirect: specs, buffers: Vec::new() };
+        Ok(Self { redirect, buffers: None, former, guarded, free })
     }
 
     /// Whether QEMU itself holds packets: it can for one epoch on its way.
     pub fn hold_in_qemu(&self) -> bool {
-        !self.buffers.cards().is_empty()
+        self.buffers.as_ref().is_some_and(|buffers| !buffers.cards().is_empty())
     }
 
     /// As the driver needs them.
@@ -75,7 +99,9 @@ impl Gates {
             gates.push(gate.clone());
         }
         // Also where it holds nothing: it clears what a predecessor left in QEMU.
-        gates.push(Arc::new(self.buffers.clone()));
+        if let Some(buffers) = &self.buffers {
+            gates.push(Arc::new(buffers.clone()));
+        }
         gates.push(Arc::new(GuardedRedirect::new(self.former.clone())));
         Arc::new(GateSet::new(gates))
     }
@@ -83,7 +109,7 @@ impl Gates {
     /// How each card's gate stands.
     pub fn status(&self) -> Vec<GateStatus> {
         let mut all = self.redirect.as_ref().map_or_else(Vec::new, |gate| gate.status());
-        all.extend(self.buffers.status());
+        all.extend(self.buffers.iter().flat_map(BufferGate::status));
         all.extend(self.free.iter().cloned());
         all
     }
@@ -95,6 +121,16 @@ impl Gates {
         }
         serde_json::to_string(&self.guarded).ok()
     }
+}
+
+/// The gate of cards on kernel interfaces.
+fn redirect(specs: &[NicSpec], options: &RedirectOptions) -> Result<Option<Arc<RedirectGate>>, Failure> {
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let gate =
+        RedirectGate::new(specs, options).map_err(|error| Failure::new(Code::Refused, error.to_string()))?;
+    Ok(Some(Arc::new(gate)))
 }
 
 /// The guard's hold of the gates, from the text of [`Gates::for_guard`]. `qemu` reaches the guest.

@@ -23,20 +23,29 @@ pub fn start(spec: &GuardSpec) -> Result<GuardHandle, Failure> {
 
 /// Guards until there is nothing left to guard.
 pub fn run(_options: &GuardOptions) -> Result<ExitCode, Failure> {
-    let outcome = romulus_host::guard::run(&QemuParts).map_err(|e| {
+    let outcome = romulus_host::guard::run(&Parts).map_err(|e| {
         Failure::failed(format!("{e} (`romulus guard` is started by `romulus protect`, not by hand)"))
     })?;
     tracing::info!("the guard has ended: {outcome:?}");
     Ok(ExitCode::SUCCESS)
 }
 
-struct QemuParts;
+struct Parts;
 
-impl GuardParts for QemuParts {
+/// What is behind the kind of guest in the text that says how to reach it.
+fn qemu(spec: &GuardSpec) -> Option<&str> {
+    spec.access.strip_prefix("qemu:")
+}
+
+impl GuardParts for Parts {
     fn guest(&self, spec: &GuardSpec, process: Option<GuestProcess>) -> Result<Box<dyn GuestHandle>, String> {
+        if let Some(domain) = spec.access.strip_prefix("xen:") {
+            return guarded_domain(domain);
+        }
+        let qmp = qemu(spec).ok_or_else(|| format!("`{}` names no kind of guest", spec.access))?;
         let process = process.ok_or("the guest's process is not known")?;
         let pid = i32::try_from(process.pid()).map_err(|e| e.to_string())?;
-        let qemu = QemuHandle::new(&spec.access, pid).map_err(|e| e.to_string())?;
+        let qemu = QemuHandle::new(qmp, pid).map_err(|e| e.to_string())?;
         Ok(Box::new(GuardedQemu { qemu, process }))
     }
 
@@ -44,10 +53,45 @@ impl GuardParts for QemuParts {
         match &spec.gate {
             Some(text) => {
                 let pid = spec.guest_pid.and_then(|pid| i32::try_from(pid).ok());
-                gates::guarded(text, pid.and_then(|pid| QemuHandle::new(&spec.access, pid).ok()))
+                let handle = pid.zip(qemu(spec)).and_then(|(pid, qmp)| QemuHandle::new(qmp, pid).ok());
+                gates::guarded(text, handle)
             }
             None => Ok(Box::new(NoGate)),
         }
+    }
+}
+
+#[cfg(feature = "xen")]
+fn guarded_domain(domain: &str) -> Result<Box<dyn GuestHandle>, String> {
+    let handle = romulus_xen::XenHandle::open(domain).map_err(|error| error.to_string())?;
+    Ok(Box::new(GuardedDomain(handle)))
+}
+
+#[cfg(not(feature = "xen"))]
+fn guarded_domain(_domain: &str) -> Result<Box<dyn GuestHandle>, String> {
+    Err("this romulus was built without Xen".into())
+}
+
+/// A Xen domain.
+#[cfg(feature = "xen")]
+struct GuardedDomain(romulus_xen::XenHandle);
+
+#[cfg(feature = "xen")]
+impl GuestHandle for GuardedDomain {
+    fn alive(&mut self) -> bool {
+        self.0.alive()
+    }
+
+    fn resume_if_paused(&mut self) -> Result<(), String> {
+        self.0.resume_if_paused().map_err(|error| error.to_string())
+    }
+
+    fn tidy(&mut self) -> Result<(), String> {
+        self.0.tidy().map_err(|error| error.to_string())
+    }
+
+    fn destroy(&mut self) -> Result<(), String> {
+        self.0.destroy().map_err(|error| error.to_string())
     }
 }
 

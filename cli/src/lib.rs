@@ -11,10 +11,12 @@ pub mod exit;
 mod fabric;
 mod gates;
 mod guard;
+mod guests;
 mod logging;
 mod protect;
 mod settings;
 mod signals;
+mod standbys;
 mod status;
 mod threads;
 

@@ -3,7 +3,6 @@
 
 use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,17 +17,16 @@ use romulus_checkpoint::driver::primary::{
 };
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::wire::record::Role;
-use romulus_host::gate::{GateStatus, RedirectOptions};
+use romulus_host::gate::{GateChoices, GateStatus, RedirectOptions};
 use romulus_host::guard::{GuardHandle, PauseFlag};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::tracking::TrackingOptions;
-use romulus_qemu::gates::GateChoices;
-use romulus_qemu::{GuestOptions, QemuGuest};
 use romulus_transport::Fabric;
 
 use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
 use crate::gates::Gates;
+use crate::guests::{About, AttachOptions, Attached, GuestName, attach};
 use crate::settings::protect::ProtectOptions;
 use crate::signals::EndRequest;
 use crate::{fabric, guard, threads};
@@ -43,7 +41,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 struct Status {
     role: &'static str,
     pid: u32,
-    guest_pid: i32,
+    guest_kind: &'static str,
+    guest_pid: Option<i32>,
+    guest_domid: Option<u32>,
     guard_pid: Option<u32>,
     fabric: &'static str,
     save_by: &'static str,
@@ -62,18 +62,14 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let control = ControlSocket::bind(&control_path)?;
 
     let fabric = fabric::open(&options.common, &plan.pinner, Role::Primary)?;
-    let guest = attach(&options, &plan)?;
-    let guest_pid = guest.pid();
-    let (save_by, track_by) = guest.methods();
+    let Attached { guest, gates, about } = attach(&plan.guest, attach_options(&options, &plan))?;
     let fabric_name = fabric.name();
-    let mut driver_options = driver_options(&options, &plan, &guest)?;
-    let gate_options =
-        RedirectOptions { memory_bytes: plan.gate_bytes, threads: threads::setup(&plan.pinner) };
-    let gates = Gates::open(&guest, &gate_options)?;
+    let mut driver_options = driver_options(&options, &plan, &*guest)?;
+    driver_options.copy_only_homes = about.copy_only;
     if gates.hold_in_qemu() {
         driver_options.machine.depth = 1;
     }
-    let guard = start_guard(&options, &plan, &guest, &gates)?;
+    let guard = start_guard(&options, &plan, guest.name(), &about, &gates)?;
     let handle = match start_driver(&plan, driver_options, guest, &gates, guard.as_ref(), fabric) {
         Ok(handle) => handle,
         Err(failure) => {
@@ -93,11 +89,13 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
             let status = Status {
                 role: "protect",
                 pid: std::process::id(),
-                guest_pid,
+                guest_kind: about.kind,
+                guest_pid: about.pid,
+                guest_domid: about.domid,
                 guard_pid,
                 fabric: fabric_name,
-                save_by,
-                track_by,
+                save_by: about.save_by,
+                track_by: about.track_by,
                 threads: pinner.threads(),
                 gates: gates.status(),
                 driver: driver.status(),
@@ -120,7 +118,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
 
 /// The options, checked before anything is touched.
 struct Plan {
-    qmp: PathBuf,
+    guest: GuestName,
     backup: SocketAddr,
     arbiter: ArbiterSpec,
     host: String,
@@ -140,23 +138,18 @@ struct Plan {
 impl Plan {
     fn check(options: &ProtectOptions) -> Result<Self, Failure> {
         let guest = options.guest.as_deref().ok_or_else(|| {
-            Failure::usage("which guest? --guest qemu:PATH names the QMP socket of a running QEMU".into())
+            Failure::usage(
+                "which guest? --guest qemu:PATH names the QMP socket of a running QEMU, --guest xen:DOMAIN a Xen domain"
+                    .into(),
+            )
         })?;
-        let qmp = match guest.split_once(':') {
-            Some(("qemu", path)) if !path.is_empty() => PathBuf::from(path),
-            _ => {
-                return Err(Failure::usage(format!(
-                    "--guest {guest}: qemu:PATH is possible, with the path of QEMU's QMP socket"
-                )));
-            }
-        };
         let backup = options.backup.as_deref().ok_or_else(|| {
             Failure::usage("which backup? --backup HOST:PORT names where `romulus backup` listens".into())
         })?;
         let pinning = PinningPlan::parse(options.common.pin.as_deref().unwrap_or("off"))
             .map_err(|e| Failure::usage(format!("--pin: {e}")))?;
         Ok(Self {
-            qmp,
+            guest: GuestName::parse(guest)?,
             backup: resolve("--backup", backup)?,
             arbiter: ArbiterSpec::from_str(options.common.arbiter())
                 .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?,
@@ -184,23 +177,21 @@ pub fn resolve(option: &str, address: &str) -> Result<SocketAddr, Failure> {
     addresses.next().ok_or_else(|| Failure::usage(format!("{option} {address}: the name has no address")))
 }
 
-fn attach(options: &ProtectOptions, plan: &Plan) -> Result<QemuGuest, Failure> {
-    let mut guest = GuestOptions::new(&plan.qmp);
-    guest.name = options.name.clone();
-    guest.allowances.unreplicated_disk = options.allow_unreplicated_disk == Some(true);
-    guest.gates = Some(plan.gates.clone());
-    guest.state_max_bytes = plan.state_bytes;
-    guest.tracking = TrackingOptions {
-        threads: options.scan_threads.unwrap_or(1).max(1),
-        thread_setup: plan.pinner.callback(),
-    };
-    QemuGuest::attach(guest).map_err(|e| {
-        let code = match &e {
-            romulus_qemu::QemuError::Refused(_) => Code::Refused,
-            _ => Code::Failed,
-        };
-        Failure::new(code, format!("guest qemu:{}: {e}", plan.qmp.display()))
-    })
+fn attach_options(options: &ProtectOptions, plan: &Plan) -> AttachOptions {
+    AttachOptions {
+        name: options.name.clone(),
+        unreplicated_disk: options.allow_unreplicated_disk == Some(true),
+        gates: plan.gates.clone(),
+        gate_options: RedirectOptions {
+            memory_bytes: plan.gate_bytes,
+            threads: threads::setup(&plan.pinner),
+        },
+        state_bytes: plan.state_bytes,
+        tracking: TrackingOptions {
+            threads: options.scan_threads.unwrap_or(1).max(1),
+            thread_setup: plan.pinner.callback(),
+        },
+    }
 }
 
 fn driver_options(
@@ -235,19 +226,20 @@ fn driver_options(
 fn start_guard(
     options: &ProtectOptions,
     plan: &Plan,
-    guest: &QemuGuest,
+    guest: &str,
+    about: &About,
     gates: &Gates,
 ) -> Result<Option<GuardHandle>, Failure> {
     if options.no_guard == Some(true) {
         return Ok(None);
     }
     let spec = romulus_host::guard::GuardSpec {
-        guest: guest.name().to_owned(),
+        guest: guest.to_owned(),
         host: plan.host.clone(),
         arbiter: plan.arbiter.to_string(),
         solo_automatic: plan.solo_automatic,
-        guest_pid: u32::try_from(guest.pid()).ok(),
-        access: plan.qmp.to_string_lossy().into_owned(),
+        guest_pid: about.pid.and_then(|pid| u32::try_from(pid).ok()),
+        access: about.access.clone(),
         gate: gates.for_guard(),
         report: None,
     };
@@ -257,14 +249,14 @@ fn start_guard(
 fn start_driver(
     plan: &Plan,
     driver: PrimaryOptions,
-    guest: QemuGuest,
+    guest: Box<dyn Guest>,
     gates: &Gates,
     guard: Option<&GuardHandle>,
     fabric: Arc<dyn Fabric>,
 ) -> Result<PrimaryHandle, Failure> {
     let moves = AutomaticMoves::Solo;
     let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
-    let mut parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
+    let mut parts = PrimaryParts::new(guest, arbiter, fabric);
     parts.gate = gates.gate();
     let setup = threads::setup(&plan.pinner);
     parts.threads = Arc::new(move |thread: &str| setup(thread));

@@ -5,7 +5,10 @@
 mod cut;
 mod harness;
 
+mod copy_only;
 mod ends;
 mod failures;
 mod takeover;
 mod throttle;
+#[path = "../verifier/mod.rs"]
+mod verifier;

@@ -1,6 +1,7 @@
 //! The machines against each other through encoded bytes, with tests named after the invariants.
 
 mod chaos;
+mod copy_only;
 mod endings;
 mod harness;
 mod refusals;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use romulus_qemu::gates::GateChoices;
+use romulus_host::gate::GateChoices;
 
 use crate::exit::Failure;
 use crate::settings::common::{CommonOptions, bounded};
@@ -12,8 +12,8 @@ use crate::settings::fill_unset;
 #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProtectOptions {
-    /// The guest to protect: `qemu:PATH` with the path of its QMP socket. Nobody else may be
-    /// connected to that socket
+    /// The guest to protect: `qemu:PATH` with the path of its QMP socket, to which nobody else may be
+    /// connected, or `xen:DOMAIN` with the name or number of a Xen domain (PVH)
     #[arg(long, value_name = "GUEST")]
     pub guest: Option<String>,
 
@@ -83,8 +83,8 @@ pub struct ProtectOptions {
     pub allow_unreplicated_disk: Option<bool>,
 
     /// What becomes of a network card's output: `NIC=commit` holds it until its epoch is committed,
-    /// `NIC=none` lets it leave at once. NIC is the id of a card or of its -netdev, or `all`; may be
-    /// repeated, the later one wins. DANGER of `none`: after a takeover clients have seen answers
+    /// `NIC=none` lets it leave at once. NIC is the id of a card or of its -netdev (Xen: vif0 or
+    /// its interface), or `all`; may be repeated, the later one wins. DANGER of `none`: after a takeover clients have seen answers
     /// that the guest no longer knows of; only for networks whose traffic may be taken back, as for
     /// management. [default: all=commit]
     #[arg(long, value_name = "NIC=GATE")]

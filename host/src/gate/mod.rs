@@ -12,6 +12,7 @@
 //! drops. **Memory.** A ring of fixed length for each card; half of it in use ends the epoch early,
 //! all of it leaves packets in the inlet's queue, and beyond that the kernel drops and counts.
 
+mod choice;
 mod filter;
 mod guarded;
 mod link;
@@ -24,6 +25,7 @@ mod set;
 mod status;
 mod tap;
 
+pub use choice::{GateChoice, GateChoices};
 pub use guarded::GuardedRedirect;
 pub use link::Mac;
 pub use plumbing::{INLET_QUEUE_PACKETS, NicSpec};

@@ -4,57 +4,14 @@ mod buffer;
 mod cards;
 
 use romulus_checkpoint::gate::GateError;
-use romulus_host::gate::NicSpec;
+use romulus_host::gate::{GateChoice, NicSpec};
 
 pub(crate) use buffer::remove as remove_buffers;
 pub use buffer::{BufferGate, objects_of};
 pub use cards::{Card, cards};
+pub use romulus_host::gate::GateChoices;
 
 use crate::error::QemuError;
-
-/// What is to become of a card's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateChoice {
-    /// Held until its epoch is committed.
-    Commit,
-    /// Free: after a takeover others can have seen what the guest does not know of.
-    None,
-}
-
-/// Choices by the name of a card or of its back end, or `all`; the later one wins. What is not
-/// named is held.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GateChoices(Vec<(String, GateChoice)>);
-
-/// Stands for every card.
-const ALL: &str = "all";
-
-impl GateChoices {
-    /// Reads `NIC=commit` and `NIC=none`.
-    pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
-        let parse = |text: &str| match text.rsplit_once('=') {
-            Some((nic, "commit")) if !nic.is_empty() => Ok((nic.to_owned(), GateChoice::Commit)),
-            Some((nic, "none")) if !nic.is_empty() => Ok((nic.to_owned(), GateChoice::None)),
-            _ => Err(format!(
-                "{text}: NIC=commit or NIC=none is possible, where NIC is the id of a card or of its -netdev, or `all`"
-            )),
-        };
-        texts.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
-    }
-
-    fn of(&self, card: &Card) -> GateChoice {
-        let names = |name: &str| name == ALL || name == card.nic || name == card.netdev;
-        let found = self.0.iter().rev().find(|(name, _)| names(name));
-        found.map_or(GateChoice::Commit, |(_, choice)| *choice)
-    }
-
-    /// A name that no card has.
-    fn stranger(&self, cards: &[Card]) -> Option<&str> {
-        let known =
-            |name: &str| name == ALL || cards.iter().any(|card| name == card.nic || name == card.netdev);
-        self.0.iter().map(|(name, _)| name.as_str()).find(|name| !known(name))
-    }
-}
 
 /// The gate of one card.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +30,9 @@ pub fn plan(
     choices: &GateChoices,
     can_redirect: &dyn Fn(&NicSpec) -> Result<(), GateError>,
 ) -> Result<Vec<CardGate>, QemuError> {
-    if let Some(name) = choices.stranger(cards) {
+    if let Some(name) =
+        choices.stranger(|name| cards.iter().any(|card| name == card.nic || name == card.netdev))
+    {
         let known: Vec<String> = cards.iter().map(|card| format!("{} ({})", card.nic, card.netdev)).collect();
         let known = if known.is_empty() { "none".into() } else { known.join(", ") };
         return Err(QemuError::Refused(format!(
@@ -83,7 +42,7 @@ pub fn plan(
     let mut gates = Vec::new();
     let mut reasons = Vec::new();
     for card in cards {
-        match choices.of(card) {
+        match choices.of(&[&card.nic, &card.netdev]) {
             GateChoice::None => gates.push(CardGate::Free(card.clone())),
             GateChoice::Commit => match held(card, can_redirect) {
                 Ok(gate) => gates.push(gate),

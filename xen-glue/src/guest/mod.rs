@@ -1,0 +1,139 @@
+//! A running domain as a guest.
+
+mod attach;
+mod detail;
+mod dirty;
+mod events;
+mod options;
+mod seam;
+mod state;
+mod suspend;
+
+use std::sync::Arc;
+
+use romulus_checkpoint::GuestLayout;
+use romulus_checkpoint::wire::message::MachineIdentity;
+use romulus_transport::Memory;
+
+pub(crate) use dirty::stop as end_log;
+pub use options::XenOptions;
+pub(crate) use suspend::{FREEZE_LIMIT, SuspendRequest};
+
+use crate::claim::Claim;
+use crate::discover::vif::VifGate;
+use crate::domain::Xen;
+use crate::error::XenError;
+use crate::layout::FrameMap;
+use detail::PauseDetail;
+use dirty::DirtyLog;
+use events::Events;
+use state::StateSaver;
+use suspend::Suspender;
+
+/// A PVH domain that somebody else started.
+///
+/// Each run of its frames is a region; see [`crate::layout`]. All of its memory is mapped once,
+/// readable only, for as long as this value lives.
+pub struct XenGuest {
+    name: String,
+    domid: u32,
+    uuid: [u8; 16],
+    xen: Arc<Xen>,
+    layout: GuestLayout,
+    machine: MachineIdentity,
+    memory: Vec<Memory>,
+    frames: FrameMap,
+    /// Pages that it had when its memory was mapped.
+    pages: u64,
+    gates: Vec<VifGate>,
+    claim: Claim,
+    tracking: Option<Tracking>,
+    /// Between a successful pause and resume.
+    suspended: bool,
+    /// A suspension was asked for and may yet happen.
+    in_doubt: bool,
+    /// Another host may come to run it: it stays paused when this value goes.
+    stays_paused: bool,
+    events: Events,
+    detail: PauseDetail,
+    options: XenOptions,
+}
+
+/// What there is between start and end of tracking.
+struct Tracking {
+    suspender: Suspender,
+    log: DirtyLog,
+    saver: StateSaver,
+}
+
+impl XenGuest {
+    /// Its number.
+    pub fn domid(&self) -> u32 {
+        self.domid
+    }
+
+    /// Names it for [`crate::XenHandle`].
+    pub fn access(&self) -> String {
+        crate::handle::access(self.domid, &self.uuid)
+    }
+
+    /// The gates that its cards are to have.
+    pub fn gates(&self) -> &[VifGate] {
+        &self.gates
+    }
+
+    /// How it is suspended, for reports.
+    pub fn suspends_by(&self) -> &'static str {
+        self.tracking.as_ref().map_or("", |tracking| tracking.suspender.method())
+    }
+
+    /// Whether it is known to be gone; then nothing of it can be put back, and need not be.
+    fn is_gone(&self) -> bool {
+        match self.xen.control.domain(self.domid) {
+            Ok(info) => info.is_none_or(|info| info.dying || info.uuid != self.uuid),
+            Err(_) => false,
+        }
+    }
+
+    /// Undoes a suspension, whether it happened or is in doubt.
+    fn run_on(&mut self) -> Result<(), XenError> {
+        if self.in_doubt {
+            let Some(tracking) = &self.tracking else { return Ok(()) };
+            self.suspended |= tracking.suspender.take_back()?;
+            self.in_doubt = false;
+        }
+        if self.suspended {
+            self.xen.control.resume_fast(self.domid)?;
+            self.suspended = false;
+        }
+        self.stays_paused = false;
+        Ok(())
+    }
+
+    /// Puts back everything that was changed in the domain.
+    fn let_go(&mut self) -> Result<(), XenError> {
+        let Some(tracking) = self.tracking.take() else { return Ok(()) };
+        if self.is_gone() {
+            return Ok(());
+        }
+        let logged = tracking.log.stop();
+        let told = tracking.suspender.stop();
+        let claim = self.claim.give_back(&self.xen.store);
+        logged.and(told).and(claim)
+    }
+}
+
+impl Drop for XenGuest {
+    fn drop(&mut self) {
+        if (self.suspended || self.in_doubt)
+            && !self.stays_paused
+            && !self.is_gone()
+            && let Err(error) = self.run_on()
+        {
+            tracing::error!(%error, domid = self.domid, "domain left suspended");
+        }
+        if let Err(error) = self.let_go() {
+            tracing::warn!(%error, domid = self.domid, "detaching from the domain");
+        }
+    }
+}

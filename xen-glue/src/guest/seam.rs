@@ -1,0 +1,195 @@
+//! The seam that the checkpoint engine sees.
+
+use std::time::{Duration, Instant};
+
+use romulus_checkpoint::guest::{Guest, GuestError, GuestEvent};
+use romulus_checkpoint::wire::message::MachineIdentity;
+use romulus_checkpoint::{Extent, GuestLayout};
+use romulus_transport::Memory;
+
+use super::dirty::DirtyLog;
+use super::state::StateSaver;
+use super::suspend::Suspender;
+use super::{Tracking, XenGuest};
+use crate::domain;
+use crate::error::XenError;
+
+fn not_now(what: &str, why: &str) -> GuestError {
+    GuestError::Failed { what: what.into(), why: why.into() }
+}
+
+impl Guest for XenGuest {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn layout(&self) -> &GuestLayout {
+        &self.layout
+    }
+
+    fn machine(&self) -> &MachineIdentity {
+        &self.machine
+    }
+
+    fn memory(&self) -> &[Memory] {
+        &self.memory
+    }
+
+    /// A NIC cannot be given another domain's pages.
+    fn memory_registrable(&self) -> bool {
+        false
+    }
+
+    fn start_tracking(&mut self) -> Result<(), GuestError> {
+        if self.tracking.is_some() {
+            return Ok(());
+        }
+        let outcome = self.start();
+        outcome.map_err(|error| error.guest("starting to log the domain's writes"))
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), GuestError> {
+        self.let_go().map_err(|error| error.guest("ending the log of the domain's writes"))
+    }
+
+    fn pause(&mut self) -> Result<(), GuestError> {
+        self.detail.clear();
+        let Some(tracking) = &self.tracking else {
+            return Err(not_now("pausing the domain", "tracking is not started"));
+        };
+        let start = Instant::now();
+        tracking.suspender.ask().map_err(|error| error.guest("pausing the domain"))?;
+        self.in_doubt = true;
+        self.detail.note("xen_ask", start);
+        let start = Instant::now();
+        let ended = tracking.suspender.wait(self.options.suspend_timeout);
+        self.detail.note("xen_suspend", start);
+        match ended {
+            Ok(None) => {
+                self.in_doubt = false;
+                self.suspended = true;
+                Ok(())
+            }
+            Ok(Some(info)) => {
+                self.in_doubt = false;
+                self.events.look(self.domid, Some(&info), false);
+                Err(not_now("pausing the domain", "it has come to an end by itself"))
+            }
+            Err(error) => Err(error.guest("pausing the domain")),
+        }
+    }
+
+    fn save_state(&mut self, into: &Memory) -> Result<u64, GuestError> {
+        if !self.suspended {
+            return Err(not_now("saving state", "the domain is not paused"));
+        }
+        let Some(tracking) = &mut self.tracking else {
+            return Err(not_now("saving state", "tracking is not started"));
+        };
+        let start = Instant::now();
+        let outcome = tracking.saver.save(&self.xen, self.domid, into);
+        self.detail.note("xen_context", start);
+        outcome.map_err(|error| error.guest("saving the domain's state"))
+    }
+
+    fn collect(&mut self, dirty: &mut Vec<Extent>) -> Result<(), GuestError> {
+        let Some(tracking) = &mut self.tracking else {
+            return Err(not_now("collecting dirty pages", "nothing is tracked"));
+        };
+        let start = Instant::now();
+        let mut outcome = tracking.log.collect(&self.frames, dirty);
+        if outcome.is_ok() && self.suspended {
+            outcome = self.check_memory();
+        }
+        if self.suspended {
+            self.detail.note("xen_log", start);
+        }
+        outcome.map_err(|error| error.guest("collecting dirty pages"))
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        let start = Instant::now();
+        if (self.suspended || self.in_doubt) && (self.events.is_over() || self.is_gone()) {
+            // Nobody is there to run on; what came of it is told by `poll_event`.
+            (self.suspended, self.in_doubt) = (false, false);
+            return Ok(());
+        }
+        let outcome = self.run_on();
+        self.detail.note("xen_resume", start);
+        outcome.map_err(|error| error.guest("resuming the domain"))
+    }
+
+    fn leave_paused(&mut self) {
+        self.stays_paused = self.suspended;
+    }
+
+    fn poll_event(&mut self) -> Option<GuestEvent> {
+        if let Some(event) = self.events.next() {
+            return Some(event);
+        }
+        match self.xen.control.domain(self.domid) {
+            Ok(info) => {
+                let info = info.filter(|info| info.uuid == self.uuid);
+                let ours = self.suspended || self.in_doubt;
+                self.events.look(self.domid, info.as_ref(), ours);
+            }
+            Err(error) => tracing::warn!(%error, "looking at the domain"),
+        }
+        self.events.next()
+    }
+
+    fn destroy(&mut self) -> Result<(), GuestError> {
+        self.events.silence();
+        // Never to run here again, destroyed or not.
+        self.stays_paused = true;
+        if self.is_gone() {
+            return Ok(());
+        }
+        domain::destroy(&self.xen.control, self.domid).map_err(|error| error.guest("destroying the domain"))
+    }
+
+    fn last_pause_detail(&self) -> &[(&'static str, Duration)] {
+        self.detail.steps()
+    }
+}
+
+impl XenGuest {
+    fn start(&mut self) -> Result<(), XenError> {
+        let log = DirtyLog::start(&self.xen, self.domid, &self.claim, &self.frames)?;
+        let rest = self.claim.take(&self.xen.store).and_then(|()| {
+            let saver = StateSaver::new(&self.xen, self.domid)?;
+            Ok((saver, Suspender::start(&self.xen, self.domid, &self.claim)?))
+        });
+        match rest {
+            Ok((saver, suspender)) => {
+                self.tracking = Some(Tracking { suspender, log, saver });
+                Ok(())
+            }
+            Err(error) => {
+                let undone = [
+                    log.stop(),
+                    self.xen.control.tell_suspension(self.domid, 0),
+                    self.claim.give_back(&self.xen.store),
+                ];
+                for error in undone.into_iter().filter_map(Result::err) {
+                    tracing::warn!(%error, "taking back a failed start of tracking");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The pages that are mapped must be the ones that it has.
+    fn check_memory(&self) -> Result<(), XenError> {
+        let info = self.xen.control.domain(self.domid)?;
+        let pages = info.ok_or(XenError::Gone { domid: self.domid })?.pages;
+        if pages == self.pages {
+            return Ok(());
+        }
+        Err(XenError::Refused(format!(
+            "domain {} had {} pages when its protection began and has {pages} now (ballooning?): protect it again, and \
+             leave its memory as it is (maxmem equal to memory)",
+            self.domid, self.pages
+        )))
+    }
+}

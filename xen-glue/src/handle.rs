@@ -1,0 +1,126 @@
+//! A domain as its guard sees it, when the process that protected it has died.
+
+use std::time::{Duration, Instant};
+
+use crate::claim::Claim;
+use crate::domain::{self, Xen};
+use crate::error::XenError;
+use crate::guest::{FREEZE_LIMIT, SuspendRequest};
+use crate::library::{DomainInfo, Shutdown};
+
+/// How long a suspension that was asked for before the protector's death is waited for before the
+/// guest's output is let go; a later one is found by [`XenHandle::tidy`].
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(5);
+
+/// The text from which [`XenHandle::open`] finds a domain again: a number can come to mean another.
+pub(crate) fn access(domid: u32, uuid: &[u8; 16]) -> String {
+    let uuid: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{domid} {uuid}")
+}
+
+fn read_access(text: &str) -> Option<(u32, [u8; 16])> {
+    let (domid, hex) = text.split_once(' ')?;
+    let mut uuid = [0; 16];
+    if hex.len() != 32 || !hex.is_ascii() {
+        return None;
+    }
+    for (index, byte) in uuid.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some((domid.parse().ok()?, uuid))
+}
+
+/// Reaches a domain, and holds nothing of it.
+pub struct XenHandle {
+    xen: Xen,
+    domid: u32,
+    uuid: [u8; 16],
+    request: SuspendRequest,
+    /// No suspension that the protector asked for can happen any more.
+    settled: bool,
+}
+
+impl XenHandle {
+    /// The domain of [`XenGuest::access`](crate::XenGuest::access).
+    pub fn open(access: &str) -> Result<Self, XenError> {
+        let (domid, uuid) = read_access(access)
+            .ok_or_else(|| XenError::failed("finding a domain", format!("`{access}` names none")))?;
+        let request = SuspendRequest::new(domid);
+        Ok(Self { xen: Xen::open()?, domid, uuid, request, settled: false })
+    }
+
+    fn info(&self) -> Result<Option<DomainInfo>, XenError> {
+        let info = self.xen.control.domain(self.domid)?;
+        Ok(info.filter(|info| info.uuid == self.uuid && !info.dying))
+    }
+
+    /// Whether it lives; an end by itself (power-off) counts as none.
+    pub fn alive(&mut self) -> bool {
+        match self.info() {
+            Ok(info) => info.is_some_and(|info| matches!(info.shutdown, None | Some(Shutdown::Suspend))),
+            // A domain that cannot be looked at is not known to be dead.
+            Err(_) => true,
+        }
+    }
+
+    /// Lets it run on if it is suspended; ok if it runs already.
+    pub fn resume_if_paused(&mut self) -> Result<(), XenError> {
+        if self.request.take_back(&self.xen.store)? {
+            self.settled = true;
+        }
+        self.watch(FIRST_WAIT)
+    }
+
+    /// Resumes it when it suspends itself within `limit`.
+    fn watch(&mut self, limit: Duration) -> Result<(), XenError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let Some(info) = self.info()? else { return Err(XenError::Gone { domid: self.domid }) };
+            if info.shutdown == Some(Shutdown::Suspend) {
+                self.xen.control.resume_fast(self.domid)?;
+                self.settled = true;
+            }
+            if self.settled || Instant::now() >= deadline {
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Ends the log of its writes, and what else a protector that died has left in the domain.
+    pub fn tidy(&mut self) -> Result<(), XenError> {
+        let logged = crate::guest::end_log(&self.xen, self.domid);
+        let told = self.xen.control.tell_suspension(self.domid, 0);
+        let claim = Claim::new(self.domid).give_back(&self.xen.store);
+        if !self.settled {
+            // Its kernel may have agreed to a suspension, and be long about it.
+            self.watch(FREEZE_LIMIT)?;
+        }
+        logged.and(told).and(claim)
+    }
+
+    /// Destroys it; ok if it is gone already.
+    pub fn destroy(&mut self) -> Result<(), XenError> {
+        match self.info()? {
+            Some(_) => domain::destroy(&self.xen.control, self.domid),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_a_domain_is_read_again() {
+        let uuid = *b"0123456789abcdef";
+        assert_eq!(read_access(&access(12, &uuid)), Some((12, uuid)));
+        for text in
+            ["", "12", "12 30", "x 30313233343536373839616263646566", "1 3031323334353637383961626364656g"]
+        {
+            assert_eq!(read_access(text), None, "{text}");
+        }
+    }
+}
