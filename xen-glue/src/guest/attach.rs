@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use romulus_host::gate::can_redirect;
+use romulus_transport::Memory;
 
 use super::events::Events;
 use super::options::XenOptions;
@@ -14,13 +15,15 @@ use crate::discover::refusal::{Findings, reasons};
 use crate::discover::vif::{self, Vif, VifGate};
 use crate::domain::{self, Xen};
 use crate::error::XenError;
-use crate::layout::{FrameMap, RunFinder};
+use crate::layout::{FrameMap, FrameRun, RunFinder};
 use crate::library::{DomainInfo, param};
 use crate::machine::Machine;
 use crate::records::params_body;
 
 /// Frames asked for at once.
 const BATCH: u64 = 1024;
+/// Looks at the memory of a domain that changes it.
+const MOST_TRIES: u32 = 3;
 
 impl XenGuest {
     /// Attaches to a running domain. Nothing of it is changed before
@@ -36,12 +39,7 @@ impl XenGuest {
             return Err(XenError::Refused(format!("domain {domid}: {}", reasons.join("; "))));
         }
         let gates = plan_gates(&xen, domid, &options)?;
-        let frames = frame_map(&xen, domid)?;
-        let mut memory = Vec::new();
-        for run in frames.runs() {
-            let numbers: Vec<u64> = (run.first..run.end()).collect();
-            memory.push(xen.memory.map(domid, &numbers, false)?.into_memory());
-        }
+        let (frames, memory, pages) = map_memory(&xen, domid)?;
         let policy = xen.control.cpu_policy(domid)?;
         let machine = Machine {
             xen: xen.version.clone(),
@@ -60,7 +58,7 @@ impl XenGuest {
             layout: frames.layout(),
             machine: machine.identity()?,
             memory,
-            pages: info.pages,
+            pages,
             frames,
             gates,
             claim: Claim::new(domid),
@@ -139,6 +137,35 @@ fn vifs(xen: &Xen, domid: u32) -> Result<Vec<Vif>, XenError> {
     }
     vifs.sort_by_key(|vif| vif.devid);
     Ok(vifs)
+}
+
+/// Maps all of a domain's memory; also tells how many pages it has. A domain that gives up or gets
+/// pages meanwhile (ballooning just after its start) is looked at again.
+fn map_memory(xen: &Xen, domid: u32) -> Result<(FrameMap, Vec<Memory>, u64), XenError> {
+    let pages = || xen.control.domain(domid)?.map(|info| info.pages).ok_or(XenError::Gone { domid });
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let before = pages()?;
+        let frames = frame_map(xen, domid)?;
+        let map = |run: &FrameRun| {
+            let numbers: Vec<u64> = (run.first..run.end()).collect();
+            Ok(xen.memory.map(domid, &numbers, false)?.into_memory())
+        };
+        let mapped: Result<Vec<Memory>, XenError> = frames.runs().iter().map(map).collect();
+        match mapped {
+            Ok(memory) if pages()? == before => return Ok((frames, memory, before)),
+            Err(error) if tries == MOST_TRIES => return Err(error),
+            _ if tries == MOST_TRIES => {
+                return Err(XenError::Refused(format!(
+                    "domain {domid} does not keep its memory (ballooning?): wait until it has settled, and set maxmem \
+                     equal to memory"
+                )));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::info!(domid, %error, "looking at the domain's memory again"),
+        }
+    }
 }
 
 /// Looks which frames have a page.
