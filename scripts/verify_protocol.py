@@ -184,7 +184,7 @@ READERS = {
 
 
 def read_slot(payload):
-    """Identity, epoch, transfers (page, frame, pages) and state length of a recorded slot."""
+    """Identity, epoch, transfers (page, frame, pages), state offset and length of a recorded slot."""
     need(len(payload) >= 8 + 128, f"slot record of {len(payload)} bytes is shorter than a slot's header")
     computed, reserved = struct.unpack("<II", payload[:8])
     data = payload[8:]
@@ -210,7 +210,7 @@ def read_slot(payload):
         need(number > 0 and page + number <= MAX_PAGES and frame + number <= MAX_FRAMES, "extent out of range")
         transfers.append((page, frame, number))
     need(sum(number for _, _, number in transfers) == pages, "sum of the extents' pages")
-    return read_identity(data[16:56]), epoch, transfers, state_offset + state_bytes
+    return read_identity(data[16:56]), epoch, transfers, state_offset, state_bytes
 
 
 @dataclass
@@ -220,6 +220,7 @@ class Image:
     acked: int = 0
     homed_through: int = 0
     placed: int = 0
+    whole: bool = False                                # with copy-only homes: an epoch had a state
     displaced: dict = field(default_factory=dict)      # page -> spare frame, map at A with homings up to h
     in_spares: dict = field(default_factory=dict)      # its inverse
     unacked: dict = field(default_factory=dict)        # epoch -> {page: frame}
@@ -433,6 +434,7 @@ class Replay:
 
     def on_roundend(self, _sender, _identity, round):
         need(not self.image.live(), "a synchronization round after the first epoch")
+        need(not self.image.shape["copy_only"], "a synchronization round with copy-only homes")
         need(round == self.round_ended + 1, f"round {round} after {self.round_ended}")
         need(self.image.round == self.round_ended, f"round {round} before {self.round_ended} is acked")
         if self.primary:
@@ -445,7 +447,8 @@ class Replay:
             need(ROUND_MARKER | round in self.markers, f"RoundAck {round} without its marker")
         self.image.round = round
 
-    def slot(self, identity, epoch, transfers, used):
+    def slot(self, identity, epoch, transfers, state_offset, state_bytes):
+        used = state_offset + state_bytes
         need(self.phase == "open", "slot without a connection")
         need(not self.invalidating, "slot after Invalidate")
         need(identity == self.identity, f"slot of {identity}; the connection is {self.identity}")
@@ -459,6 +462,9 @@ class Replay:
         if not self.primary:
             need(epoch <= self.last_commit, f"slot of epoch {epoch} read before its Commit")
             need(epoch in self.markers, f"slot of epoch {epoch} read before its marker")
+        if image.shape["copy_only"]:
+            need(state_bytes > 0 or not image.whole, f"epoch {epoch} without a state over a whole image")
+            image.whole = state_bytes > 0
         image.place(epoch, transfers)
         due = [entry for entry in self.awaiting if entry[0] <= epoch]
         self.awaiting = [entry for entry in self.awaiting if entry[0] > epoch]

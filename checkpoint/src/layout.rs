@@ -40,7 +40,7 @@ pub struct ArenaShape {
     /// Length of one slot, a multiple of the page size.
     pub slot_bytes: u64,
     /// Homes are only reached by homing (their memory cannot be registered): placement uses
-    /// spares alone.
+    /// spares alone, and the homes are no part of the arena.
     pub copy_only_homes: bool,
 }
 
@@ -60,18 +60,31 @@ impl ArenaShape {
         frame.0 < self.pages
     }
 
+    /// The first frame that the arena holds: a home, or with copy-only homes a spare.
+    pub fn first_lent_frame(&self) -> FrameIndex {
+        FrameIndex(if self.copy_only_homes { self.pages } else { 0 })
+    }
+
     /// Byte offset of a frame in the arena.
+    ///
+    /// # Panics
+    /// If it is a copy-only home, which the arena does not hold.
     pub fn frame_offset_bytes(&self, frame: FrameIndex) -> u64 {
-        frame.0 * PAGE_BYTES
+        let lent = frame.0.checked_sub(self.first_lent_frame().0);
+        lent.expect("a copy-only home is no part of the arena") * PAGE_BYTES
     }
 
     /// Byte offset of the slot of an epoch.
     pub fn slot_offset_bytes(&self, epoch: crate::Epoch) -> u64 {
-        self.frames() * PAGE_BYTES + (epoch.0 % self.slots) * self.slot_bytes
+        self.slots_offset_bytes() + (epoch.0 % self.slots) * self.slot_bytes
     }
 
     /// Length of the arena.
     pub fn len_bytes(&self) -> u64 {
-        self.frames() * PAGE_BYTES + self.slots * self.slot_bytes
+        self.slots_offset_bytes() + self.slots * self.slot_bytes
+    }
+
+    fn slots_offset_bytes(&self) -> u64 {
+        (self.frames() - self.first_lent_frame().0) * PAGE_BYTES
     }
 }

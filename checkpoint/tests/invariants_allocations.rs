@@ -237,6 +237,7 @@ impl Pair {
                 self.primary.round_posted(round, PAGES, self.now, &mut self.primary_actions);
                 self.backup.handle_fence(ROUND_MARKER | round, self.now, &mut self.backup_actions);
             }
+            Work::Part => unreachable!("the homes are no copy-only ones"),
             Work::Checkpoint { .. } => {
                 self.dirty.clear();
                 let pages = (0..400).map(|page| page * 10 + (number * 7) % 10);

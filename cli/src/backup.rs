@@ -1,7 +1,6 @@
 //! `romulus backup`: stands ready for a guest until it is stopped; after a takeover it goes on to
 //! tell about it.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,15 +14,15 @@ use romulus_checkpoint::driver::backup::{
 use romulus_checkpoint::wire::record::Role;
 use romulus_host::memory::{HostArenas, available_bytes};
 use romulus_host::pinning::{Pinner, PinningPlan};
-use romulus_qemu::{QemuStandby, StandbyInfo, StandbyOptions};
 
-use crate::control::{Answer, ControlSocket, Request, default_path, runtime_dir};
+use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
 use crate::fabric;
 use crate::protect::{resolve, state_line};
 use crate::settings::backup::BackupOptions;
 use crate::settings::common::bounded;
 use crate::signals::EndRequest;
+use crate::standbys::{self, Info, Seen};
 use crate::threads;
 
 /// Suspicion of the primary, when not said otherwise: longer than the primary's and a swap.
@@ -41,8 +40,8 @@ struct Status {
     role: &'static str,
     pid: u32,
     listen: String,
-    standby_pid: Option<i32>,
-    standby_qmp: Option<std::path::PathBuf>,
+    #[serde(flatten)]
+    standby: Seen,
     threads: romulus_host::pinning::PinnedThreads,
     #[serde(flatten)]
     driver: BackupStatus,
@@ -54,7 +53,6 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
         Failure::usage("where to listen? --listen ADDRESS:PORT, which the primary reaches".into())
     })?;
     let listen = resolve("--listen", listen)?;
-    let arguments = read_standby(options.standby.as_deref())?;
     let arbiter = ArbiterSpec::from_str(options.common.arbiter())
         .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?;
     let automatic = options.takeover_automatic()?;
@@ -76,13 +74,11 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
     driver.machine.takeover_automatic = automatic;
     driver.machine.shared_arbiter = arbiter != ArbiterSpec::None;
 
-    let standby =
-        QemuStandby::new(StandbyOptions::new(arguments, options.run_dir.clone().unwrap_or_else(runtime_dir)));
-    let info = standby.info();
+    let (standby, info) = standbys::open(&options)?;
     let moves = if automatic { AutomaticMoves::AcceptSplitBrain } else { AutomaticMoves::Solo };
     let arbiter = arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
     let fabric = fabric::open(&options.common, &pinner, Role::Backup)?;
-    let mut parts = BackupParts::new(fabric, Box::new(standby), Box::new(HostArenas::new()), arbiter);
+    let mut parts = BackupParts::new(fabric, standby, Box::new(HostArenas::new()), arbiter);
     let setup = threads::setup(&pinner);
     parts.threads = Arc::new(move |thread: &str| setup(thread));
     let handle = BackupDriver::spawn(driver, parts)
@@ -93,27 +89,12 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
     wait(&options, &handle, &end, &info)
 }
 
-/// The standby's command line: one argument a line, `#` begins a comment.
-fn read_standby(path: Option<&Path>) -> Result<Vec<String>, Failure> {
-    let path = path.ok_or_else(|| {
-        Failure::usage(
-            "how is the standby started? --standby FILE names the guest's own QEMU command line, one argument \
-             a line, with {image} for the path of its RAM file"
-                .into(),
-        )
-    })?;
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Failure::usage(format!("--standby {}: {e}", path.display())))?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    Ok(lines.map(str::to_owned).collect())
-}
-
 fn serve(
     control: &ControlSocket,
     handle: &BackupHandle,
     end: &EndRequest,
     pinner: Pinner,
-    info: StandbyInfo,
+    info: Info,
 ) -> Result<(), Failure> {
     let (driver, end) = (handle.clone(), end.clone());
     control.serve(move |request| match request {
@@ -122,8 +103,7 @@ fn serve(
                 role: "backup",
                 pid: std::process::id(),
                 listen: driver.local_address().to_string(),
-                standby_pid: info.pid(),
-                standby_qmp: info.qmp(),
+                standby: info.seen(),
                 threads: pinner.threads(),
                 driver: driver.status(),
             };
@@ -146,7 +126,7 @@ fn wait(
     options: &BackupOptions,
     handle: &BackupHandle,
     end: &EndRequest,
-    info: &StandbyInfo,
+    info: &Info,
 ) -> Result<ExitCode, Failure> {
     let mut state = String::new();
     let mut outcome = None;
@@ -156,11 +136,10 @@ fn wait(
         if outcome.is_none() {
             outcome = handle.wait_for(LOOK_EVERY);
             if let Some(BackupOutcome::Activated(_)) = &outcome {
-                let qmp = info.qmp().unwrap_or_default();
                 eprintln!(
-                    "romulus: the guest runs here; to protect it again: romulus protect --guest qemu:{} --host {} \
+                    "romulus: the guest runs here; to protect it again: romulus protect --guest {} --host {} \
                      --name {} --arbiter {} --backup ...",
-                    qmp.display(),
+                    info.guest(),
                     options.common.host(SUFFIX),
                     handle.status().guest,
                     options.common.arbiter()

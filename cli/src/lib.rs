@@ -16,6 +16,7 @@ mod logging;
 mod protect;
 mod settings;
 mod signals;
+mod standbys;
 mod status;
 mod threads;
 

@@ -1,13 +1,14 @@
 //! The workload inside demonstration guests: fills memory with pages that check themselves,
 //! rewrites them at a given rate, re-checks all of them without end, and prints a counter. With
 //! `serve=PORT` it also answers clients, see [`server`]; with `work=NAME` it measures how fast other
-//! work is, see [`work`].
+//! work is, see [`work`]; with `probe=true` it measures the guest's pauses, see [`probe`].
 //!
 //! Built as a static binary, so that it runs alone in an initramfs. Every line it prints has the
 //! form `romulus counter=N corrupt=N passes=N clock_ms=N requests=N`; after the first corrupt page
 //! also `romulus corrupt page=...` once for each.
 
 mod pages;
+mod probe;
 mod server;
 mod work;
 
@@ -34,12 +35,15 @@ struct Settings {
     dirty_mib_per_second: f64,
     serve: Option<u16>,
     work: Option<work::Work>,
+    probe: bool,
 }
 
 impl Settings {
-    /// From `check_mib=N dirty_mib_per_second=X serve=PORT work=NAME`; unknown words end the program.
+    /// From `check_mib=N dirty_mib_per_second=X serve=PORT work=NAME probe=BOOL`; unknown words end the
+    /// program.
     fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut settings = Self { check_mib: 64, dirty_mib_per_second: 10.0, serve: None, work: None };
+        let mut settings =
+            Self { check_mib: 64, dirty_mib_per_second: 10.0, serve: None, work: None, probe: false };
         for word in words {
             let (name, value) = word.split_once('=').ok_or(format!("'{word}' is not NAME=VALUE"))?;
             let bad = |e: &dyn std::fmt::Display| format!("{name}={value}: {e}");
@@ -50,6 +54,7 @@ impl Settings {
                 }
                 "work" => settings.work = Some(value.parse().map_err(|e| bad(&e))?),
                 "serve" => settings.serve = Some(value.parse().map_err(|e| bad(&e))?),
+                "probe" => settings.probe = value.parse().map_err(|e| bad(&e))?,
                 _ => return Err(format!("unknown setting '{name}'")),
             }
         }
@@ -66,6 +71,12 @@ fn main() {
         && let Err(e) = server::serve(port, &REQUESTS)
     {
         eprintln!("romulus-guest-workload: serving port {port}: {e}");
+        std::process::exit(1);
+    }
+    if settings.probe
+        && let Err(e) = probe::start()
+    {
+        eprintln!("romulus-guest-workload: starting the probe: {e}");
         std::process::exit(1);
     }
     if let Some(kind) = settings.work {

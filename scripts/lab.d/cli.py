@@ -9,6 +9,7 @@ import sys
 import hosts
 import lab
 import registry
+import remote
 import terminal
 from registry import LabError
 
@@ -21,6 +22,7 @@ none, and runs a command on each of them.
 
   scripts/lab run -- ibv_devinfo
   scripts/lab run --kind uml --hosts 2 -- sh -c 'echo "$ROMULUS_LAB_HOST talks to $ROMULUS_LAB_PEER"'
+  scripts/lab exec 1 -- xl list
   scripts/lab kill-host 1
 """
 
@@ -28,7 +30,8 @@ DETAILS = """\
 kinds
   uml   user-mode Linux: native speed, one CPU a host, up in 2 seconds. Built once, in minutes.
   qemu  Debian's own kernel and rdma_rxe, two CPUs a host; by KVM where there is one, else emulated.
-  xen   Debian's Xen; the command runs in its dom0, with rdma_rxe on the bridge of the domains.
+  xen   Debian's Xen, emulated; the command runs in its dom0, with rdma_rxe on the domains' bridge.
+        One CPU a host: with two, starting a process takes three times as long.
 
 hosts
   The root is this machine's, read-only. The current folder and each --share can be written to;
@@ -66,6 +69,7 @@ def parse():
     def sizes(sub, timeout_s):
         sub.add_argument("--hosts", type=int, choices=[1, 2], default=1, help="how many (1)")
         sub.add_argument("--memory", type=int, metavar="MIB", help="memory of each host (1024; xen: 2048, half of it for dom0)")
+        sub.add_argument("--cpus", type=int, choices=range(1, 9), metavar="N", help="of each host (qemu: 2; xen: 1; uml has 1)")
         sub.add_argument("--mtu", type=int, default=4500, metavar="BYTES", help="of the hosts' network (4500)")
         sub.add_argument("--timeout", type=float, default=timeout_s, metavar="S", help=f"for all, booting included; 0 for none ({timeout_s})")
         sub.add_argument("--name", help="of the lab, to find it by (lab-PID)")
@@ -81,6 +85,10 @@ def parse():
     kill = verb("kill-host", "kills a host of a running lab, as a power failure would", kind=False)
     kill.add_argument("host", type=int, metavar="N")
     kill.add_argument("--lab", metavar="NAME", help="needed only where several labs run")
+    execute = verb("exec", "runs COMMAND on a host of a running lab of kind xen; on host 0, which is this machine in the lab's network, of any kind that has one", kind=False)
+    execute.add_argument("host", type=int, metavar="N")
+    execute.add_argument("--lab", metavar="NAME", help="needed only where several labs run")
+    execute.add_argument("command", nargs="+", metavar="COMMAND")
     verb("list", "lists the labs that run, and clears away what dead ones left", kind=False)
     verb("build", "only builds what the hosts of a kind need, and prints where it is")
     arguments = parser.parse_args()
@@ -90,6 +98,10 @@ def parse():
             arguments.memory = default
         if arguments.memory < least:
             parser.error(f"--memory {arguments.memory}: a host needs {least} MiB or more")
+        if arguments.cpus is None:
+            arguments.cpus = 2 if arguments.kind == "qemu" else 1
+        elif arguments.kind == "uml" and arguments.cpus != 1:
+            parser.error(f"--cpus {arguments.cpus}: user-mode Linux has one")
         if not 1280 <= arguments.mtu <= 9000:
             parser.error(f"--mtu {arguments.mtu}: from 1280 (IPv6 needs them) to 9000")
         if arguments.timeout < 0:
@@ -151,6 +163,8 @@ def dispatch(arguments):
     if arguments.verb == "kill-host":
         print(registry.ask(arguments.lab, f"kill {arguments.host}"))
         return 0
+    if arguments.verb == "exec":
+        return remote.run(arguments.lab, arguments.host, arguments.command)
     check_memory(arguments)
     arguments.share = shares(arguments.share)
     kernel = prepare(arguments.kind)

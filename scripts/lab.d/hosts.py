@@ -17,12 +17,20 @@ NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 NOT_PASSED = {"TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK"}
 
 
+OUTSIDE = 254  # this machine's number in a lab's network
+
+
 def address(number):
     return f"10.77.0.{number}"
 
 
 def address6(number):
     return f"fd77::{number}"
+
+
+def passed_environment():
+    """What a host's commands get of this process's environment."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_PASSED and NAME.fullmatch(name)}
 
 
 def cpu_mhz():
@@ -81,8 +89,7 @@ class Host:
             "lab_cpu_mhz": cpu_mhz(),
             **ports,
         }
-        passed = {name: value for name, value in os.environ.items() if name not in NOT_PASSED and NAME.fullmatch(name)}
-        passed.update(self.variables())
+        passed = {**passed_environment(), **self.variables()}
         with open(self.settings(), "w", encoding="utf-8", errors="surrogateescape") as file:
             for name, value in own.items():
                 file.write(f"{name}={shlex.quote(value)}\n")
@@ -192,6 +199,7 @@ def linux(host):
     """What a virtual machine boots: Debian's kernel."""
     return [
         *(["-accel", "kvm", "-cpu", "host"] if has_kvm() else ["-accel", "tcg", "-cpu", "max"]),
+        "-smp", str(host.lab.cpus),
         "-kernel", f"{host.lab.kernel}/vmlinuz", "-initrd", f"{host.lab.kernel}/initramfs",
         "-append", f"console=ttyS0 {start_of_init(host)}",
     ]
@@ -200,21 +208,23 @@ def linux(host):
 def hypervisor(host):
     """What a virtual machine boots: Xen, with Debian's kernel as dom0. Emulated always: guests of
     its own need the CPU's help, which the emulated CPU has. With smap, smep or pku dom0 crashes at
-    boot, with rdtscp its guests do."""
+    boot, with rdtscp its guests do. QEMU 7.2 does not raise the exception by which Xen switches
+    the vector registers lazily: programs would find each other's there, and crash at random, so
+    they are switched eagerly. An emulated CPU speculates on nothing, and needs no mitigations."""
     dom0_mib = host.lab.memory_mib // 2
+    options = f"console=com1 loglvl=warning bootscrub=0 dom0_mem={dom0_mib}M,max:{dom0_mib}M"
     return [
-        "-accel", "tcg", "-cpu", "max,-pku,-smap,-smep,-rdtscp",
-        "-kernel", f"{host.lab.kernel}/xen",
-        "-append", f"console=com1 loglvl=warning bootscrub=0 spec-ctrl=no xpti=no dom0_mem={dom0_mib}M,max:{dom0_mib}M",
+        "-accel", "tcg", "-cpu", "max,-pku,-smap,-smep,-rdtscp", "-smp", str(host.lab.cpus),
+        "-kernel", f"{host.lab.kernel}/xen", "-append", f"{options} spec-ctrl=no,eager-fpu xpti=no",
         "-initrd", ",".join(word.replace(",", ",,") for word in (
-            f"{host.lab.kernel}/vmlinuz console=hvc0 {start_of_init(host)}",
+            f"{host.lab.kernel}/vmlinuz console=hvc0 mitigations=off {start_of_init(host)}",
             f"{host.lab.kernel}/initramfs",
         )),
     ]
 
 
 def start_of_init(host):
-    return f"quiet panic=-1 mitigations=off lab_init={HERE}/host-init lab_settings={host.settings()}"
+    return f"quiet panic=-1 lab_init={HERE}/host-init lab_settings={host.settings()}"
 
 
 def machine(host, theirs):
@@ -224,7 +234,7 @@ def machine(host, theirs):
     host.write_settings(ports)
     words = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35", "-smp", "2", "-m", f"{host.lab.memory_mib}M",
+        "-machine", "q35", "-m", f"{host.lab.memory_mib}M",
         *(hypervisor if host.lab.kind == "xen" else linux)(host),
         "-serial", "stdio", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
     ]

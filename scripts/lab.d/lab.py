@@ -49,6 +49,7 @@ class Lab:
         self.kernel = kernel
         self.hosts = arguments.hosts
         self.memory_mib = arguments.memory
+        self.cpus = arguments.cpus
         self.mtu = arguments.mtu
         self.timeout_s = arguments.timeout
         self.name = arguments.name or f"lab-{os.getpid()}"
@@ -78,7 +79,7 @@ class Lab:
             try:
                 namespace.mount_work(self.work, self.hosts * (self.memory_mib + 64))
                 if self.networked:
-                    namespace.build_network(self.hosts, self.mtu)
+                    namespace.build_network(self.hosts, self.mtu, hosts.address(hosts.OUTSIDE))
                 self.start()
                 return self.attend()
             finally:
@@ -184,7 +185,7 @@ class Lab:
         return bool(ready)
 
     def hear(self, control):
-        """One request by scripts/lab: `kill N`, `describe`."""
+        """One request by scripts/lab: `kill N`, `state N`, `describe`, `process`."""
         peer, _ = control.accept()
         with peer:
             peer.settimeout(1)
@@ -197,10 +198,16 @@ class Lab:
         if words == ["describe"]:
             states = ", ".join(f"host {host.number} {self.state(host)}" for host in self.members)
             return f"ok {self.kind}, {states}"
-        if len(words) == 2 and words[0] == "kill":
+        if words == ["process"]:
+            if not self.networked:
+                return "error its host has no network: that is so for a single host of kind uml or qemu"
+            return f"ok {os.getpid()}"
+        if len(words) == 2 and words[0] in ("kill", "state"):
             host = next((host for host in self.members if str(host.number) == words[1]), None)
             if host is None:
                 return f"error it has no host {words[1]}"
+            if words[0] == "state":
+                return f"ok {self.state(host)}"
             if host.ended:
                 return f"error host {host.number} is {self.state(host)} already"
             host.killed = True

@@ -45,12 +45,13 @@ def tap(number):
     return f"tap{number}"
 
 
-def build_network(hosts, mtu):
-    """A tap for each host, all of them in one bridge."""
+def build_network(hosts, mtu, own_address):
+    """A tap for each host, all of them in one bridge, which has an address for commands out here."""
     run("ip", "link", "set", "lo", "up")
     if not os.path.exists("/dev/net/tun"):
         raise LabError("/dev/net/tun is missing: load the module tun, or give the container that device")
     run("ip", "link", "add", BRIDGE, "mtu", str(mtu), "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
+    run("ip", "address", "add", f"{own_address}/24", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
     for number in range(1, hosts + 1):
         run("ip", "tuntap", "add", tap(number), "mode", "tap")

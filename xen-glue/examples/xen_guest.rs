@@ -22,6 +22,9 @@ const STATE_BYTES: usize = 4 << 20;
 /// Pages that may differ: those that dom0 and the hypervisor write.
 const MOST_FOREIGN_PAGES: usize = 64;
 
+/// Cycles that are shown one by one at most.
+const MOST_SHOWN: usize = 50;
+
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Error> {
@@ -32,6 +35,7 @@ fn main() -> Result<(), Error> {
     let mut options = XenOptions::new(domain);
     options.allowances.unreplicated_disk = true;
     options.gates = Some(GateChoices::parse(["all=none"])?);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let began = Instant::now();
     let mut guest = XenGuest::attach(options)?;
     println!("attached in {:?}: {:?}", began.elapsed(), guest.layout().regions);
@@ -78,6 +82,9 @@ fn run(guest: &mut XenGuest, cycles: usize, per_second: f64, image: &[Memory]) -
         let copied = copying.elapsed();
         guest.resume()?;
         phases.entry("whole pause").or_default().push(start.elapsed());
+        if cycles <= MOST_SHOWN {
+            println!("{:?} {:.1?}", start.elapsed(), guest.last_pause_detail());
+        }
         phases.entry("copy").or_default().push(copied);
         for (step, took) in guest.last_pause_detail() {
             phases.entry(step).or_default().push(*took);

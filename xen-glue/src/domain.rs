@@ -71,7 +71,8 @@ impl Xen {
         self.store.read(&format!("/local/domain/{domid}/name"))
     }
 
-    fn by_name(&self, name: &str) -> Result<Option<u32>, XenError> {
+    /// The domain that has this name.
+    pub fn by_name(&self, name: &str) -> Result<Option<u32>, XenError> {
         for domid in self.domids()? {
             if self.name(domid)?.as_deref() == Some(name) {
                 return Ok(Some(domid));

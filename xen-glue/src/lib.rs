@@ -20,9 +20,12 @@ pub mod layout;
 pub mod library;
 pub mod machine;
 pub mod records;
+pub mod standby;
 
 pub use error::XenError;
 #[cfg(feature = "xen")]
 pub use guest::{XenGuest, XenOptions};
 #[cfg(feature = "xen")]
 pub use handle::XenHandle;
+#[cfg(feature = "xen")]
+pub use standby::{XenStandby, XenStandbyInfo};

@@ -242,9 +242,10 @@ fn check_hello(identity: &Identity, hello: &Hello, config: &super::BackupConfig)
         ));
     }
     check_shape(&hello.arena, hello.layout.regions.iter().map(|region| region.pages), hello.depth)?;
-    let ArenaShape { pages, spares, slots, slot_bytes, .. } = hello.arena;
+    let ArenaShape { pages, spares, slots, slot_bytes, copy_only_homes } = hello.arena;
+    let homes = if copy_only_homes { 0 } else { pages };
     let len_bytes =
-        u128::from(pages + spares) * u128::from(PAGE_BYTES) + u128::from(slots) * u128::from(slot_bytes);
+        u128::from(homes + spares) * u128::from(PAGE_BYTES) + u128::from(slots) * u128::from(slot_bytes);
     if len_bytes > u128::from(config.max_arena_bytes) {
         let text = format!(
             "the guest's image needs {} MiB of memory, and this backup lends {} MiB: it has to lend more, or \

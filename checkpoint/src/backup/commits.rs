@@ -106,11 +106,18 @@ impl Backup {
             let text = format!("a slot of epoch {} for epoch {next}", slot.epoch);
             return Err(Refusal::new(ErrorCode::Violation, text));
         }
+        // Only what has a state can be resumed.
+        let whole = !image.copy_only || slot.state_bytes > 0;
+        if image.whole && !whole {
+            let text = format!("epoch {next} has no state, and the image was whole before it");
+            return Err(Refusal::new(ErrorCode::Violation, text));
+        }
         image
             .map
             .commit(transfers, image.committed == Epoch(0))
             .map_err(|violation| Refusal::new(ErrorCode::Violation, format!("epoch {next}: {violation}")))?;
         image.committed = next;
+        image.whole = whole;
         let pages = transfers.iter().map(|transfer| transfer.pages).sum();
         actions.push(BackupAction::Report(BackupReport::Committed { epoch: next, pages }));
         self.known_solo = false;
@@ -120,11 +127,12 @@ impl Backup {
         Ok(())
     }
 
-    /// The first epoch of an image is loaded for trial; later ones, and the first after that, are
-    /// acked.
+    /// The first whole epoch of an image is loaded for trial; later ones, and the first after that,
+    /// are acked, and so are the parts before it.
     fn try_or_ack(&mut self, actions: &mut Actions) {
         let Some(image) = &mut self.image else { return };
         match image.trial {
+            Trial::Due if !image.whole => self.acknowledge(actions),
             Trial::Due => {
                 image.trial = Trial::Running;
                 actions.push(BackupAction::Trial { epoch: image.committed });
@@ -134,10 +142,11 @@ impl Backup {
         }
     }
 
-    /// Rule 6: C is the state to resume, no homing up to h touches memory.
+    /// Rule 6: C is the state to resume (or a part of one to come), no homing up to h touches memory.
     fn acknowledge(&mut self, actions: &mut Actions) {
         let up = self.is_up() && self.takeover.is_none();
-        let Some(image) = self.image.as_mut().filter(|image| up && image.is_resumable()) else { return };
+        let acked = |image: &&mut super::image::Image| image.is_resumable() || image.is_in_parts();
+        let Some(image) = self.image.as_mut().filter(|image| up && acked(image)) else { return };
         image.told = image.committed;
         image.told_homed = image.map.homed_through();
         let (committed, homed_through) = (image.told, image.told_homed);

@@ -53,9 +53,7 @@ impl Backup {
     }
 
     pub(super) fn wake_homing(&mut self, actions: &mut Actions) {
-        let due = self.image.as_ref().is_some_and(|image| {
-            image.trial == Trial::Passed && !image.quiescing && image.map.copies_waiting()
-        });
+        let due = self.image.as_ref().is_some_and(|image| image.may_home() && image.map.copies_waiting());
         if due {
             actions.push(BackupAction::WakeHoming);
         } else {
@@ -65,12 +63,7 @@ impl Backup {
 
     /// The next copy for the homing thread.
     pub fn next_homing(&mut self) -> Option<HomingCopy> {
-        let image = self.image.as_mut()?;
-        // A trial looks at the homes.
-        if image.quiescing || image.trial != Trial::Passed {
-            return None;
-        }
-        image.map.next_copy()
+        self.image.as_mut().filter(|image| image.may_home())?.map.next_copy()
     }
 
     /// A copy is finished.

@@ -62,6 +62,11 @@ pub(super) struct Image {
     pub(super) told: Epoch,
     pub(super) told_homed: HomingSequence,
     pub(super) trial: Trial,
+    /// Homes are reached by homing alone.
+    pub(super) copy_only: bool,
+    /// The committed map with the committed state is a guest. With copy-only homes it is not while
+    /// the primary sends the image in parts, as epochs without a state.
+    pub(super) whole: bool,
     /// The last epoch whose Commit has arrived on this connection.
     pub(super) asked: Epoch,
     /// The last epoch whose markers are in.
@@ -92,6 +97,8 @@ impl Image {
             told: Epoch(0),
             told_homed: HomingSequence(0),
             trial: Trial::Due,
+            copy_only: shape.copy_only_homes,
+            whole: false,
             asked: Epoch(0),
             fenced: Epoch(0),
             reading: false,
@@ -107,6 +114,16 @@ impl Image {
     /// Whether it can be resumed, by takeover or by a delta.
     pub(super) fn is_resumable(&self) -> bool {
         self.trial == Trial::Passed && self.committed > Epoch(0) && !self.invalidating && !self.consumed
+    }
+
+    /// Whether its parts arrive: acked and homed, and nothing to resume.
+    pub(super) fn is_in_parts(&self) -> bool {
+        !self.whole && self.committed > Epoch(0) && !self.invalidating && !self.consumed
+    }
+
+    /// Whether copies may be made: in parts, or after the trial, which looks at the homes.
+    pub(super) fn may_home(&self) -> bool {
+        (self.trial == Trial::Passed || self.is_in_parts()) && !self.quiescing
     }
 
     /// What arrived and was not committed is void.
@@ -135,6 +152,7 @@ impl Image {
         self.told = Epoch(0);
         self.told_homed = HomingSequence(0);
         self.trial = Trial::Due;
+        self.whole = false;
         self.invalidating = false;
         self.consumed = false;
         self.quiescing = false;
@@ -159,7 +177,7 @@ impl Image {
 
     /// Whether nothing is live, so that homes may be written in rounds.
     pub(super) fn takes_rounds(&self) -> bool {
-        self.asked == Epoch(0) && self.fenced == Epoch(0) && !self.invalidating
+        !self.copy_only && self.asked == Epoch(0) && self.fenced == Epoch(0) && !self.invalidating
     }
 
     /// Whether a read of the next slot is due, which then counts as under way.

@@ -73,6 +73,22 @@ impl Backup {
         }
     }
 
+    /// The image is lost, with the standby in whose memory it was. As if this backup had just been
+    /// started: the primary is told, and goes on alone once the record says so. Call when no copy
+    /// runs and no takeover is under way.
+    pub fn image_lost(&mut self, why: &str, now: Time, actions: &mut Actions) {
+        if self.standing != Standing::Backup || self.takeover.is_some() {
+            return;
+        }
+        if self.link.phase == LinkPhase::Down {
+            self.because(format_args!("{why}"));
+        } else {
+            self.refuse(Refusal::new(ErrorCode::StandbyFailed, why), now, actions);
+        }
+        self.forget();
+        self.refresh_state(actions);
+    }
+
     /// The operator ends this backup. A guest that runs here is not touched.
     pub fn request_stop(&mut self, now: Time, actions: &mut Actions) {
         if self.standing != Standing::Backup || self.takeover.is_some() {

@@ -72,7 +72,8 @@ impl Primary {
         actions: &mut Actions,
     ) -> Result<(), PeerFault> {
         let image = &mut self.image;
-        let live = matches!(image.phase, Phase::Epochs | Phase::Draining | Phase::Invalidating);
+        let in_parts = self.shape.copy_only_homes && matches!(image.phase, Phase::Rounds(_));
+        let live = in_parts || matches!(image.phase, Phase::Epochs | Phase::Draining | Phase::Invalidating);
         let begun = committed > Epoch(0);
         if !live || !begun || !image.planner.may_stand_at(committed, homed_through) {
             return Err(PeerFault(format!(
@@ -88,7 +89,10 @@ impl Primary {
         let mut through = None;
         while let Some(flight) = image.flights.front().copied().filter(|flight| flight.epoch <= committed) {
             image.flights.pop_front();
-            through = Some(flight.mark);
+            if flight.mark.is_none() {
+                continue;
+            }
+            through = flight.mark;
             let commit_latency = now.since(flight.paused_at);
             image.settling.acked(commit_latency, self.config.interval);
             actions.push(PrimaryAction::Report(PrimaryReport::Acked { epoch: flight.epoch, commit_latency }));
@@ -97,13 +101,16 @@ impl Primary {
             self.image.owed = Some((mark, *proof));
         }
         self.last_epoch_acked();
+        self.parts_acked();
         self.ask_homings(actions);
         Ok(())
     }
 
     /// Asks for what homings are due (rule 4).
     pub(super) fn ask_homings(&mut self, actions: &mut Actions) {
-        if !self.link.is_up() || self.image.phase != Phase::Epochs {
+        let in_parts =
+            matches!(self.image.phase, Phase::Rounds(Rounds { step: RoundStep::Parts { .. }, .. }));
+        if !self.link.is_up() || !(in_parts || self.image.phase == Phase::Epochs) {
             return;
         }
         loop {
@@ -116,15 +123,21 @@ impl Primary {
     fn take_round_ack(&mut self, round: u64) -> Result<(), PeerFault> {
         match &mut self.image.phase {
             Phase::Rounds(rounds) if rounds.step == RoundStep::Posted && rounds.round == round => {
-                let done =
-                    rounds.pages <= self.config.sync_target_pages || round >= self.config.sync_max_rounds;
-                rounds.step = RoundStep::Idle;
-                if done {
-                    self.image.phase = Phase::Epochs;
-                }
+                self.round_done();
                 Ok(())
             }
             phase => Err(PeerFault(format!("RoundAck of round {round} in {phase:?}"))),
+        }
+    }
+
+    /// All pages of the present round are at the backup: the next round, or the first checkpoint.
+    pub(super) fn round_done(&mut self) {
+        let Phase::Rounds(rounds) = &mut self.image.phase else { return };
+        let done =
+            rounds.pages <= self.config.sync_target_pages || rounds.round >= self.config.sync_max_rounds;
+        rounds.step = RoundStep::Idle;
+        if done {
+            self.image.phase = Phase::Epochs;
         }
     }
 

@@ -25,7 +25,8 @@ const LINEAGE: usize = 16;
 pub(super) enum Phase {
     /// Nothing of this guest is known to be there.
     Empty,
-    /// It is being written in rounds, nothing in it is live.
+    /// It is being written in rounds, nothing in it is live. With copy-only homes each round is
+    /// cut into epochs without a state, from which nothing can be resumed.
     Rounds(Rounds),
     /// Epochs change it.
     Epochs,
@@ -57,13 +58,17 @@ pub(super) enum RoundStep {
     Taken,
     /// Posted, not acked.
     Posted,
+    /// With copy-only homes: its pages are `carry`, and go out as parts, as frames are free.
+    /// `waits`: there was no room for the next part, and nothing was heard since.
+    Parts { waits: bool },
 }
 
 /// An epoch placed and not acked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flight {
     pub(super) epoch: Epoch,
-    pub(super) mark: GateMark,
+    /// `None` for a part of a synchronization, which covers no output.
+    pub(super) mark: Option<GateMark>,
     pub(super) paused_at: Time,
 }
 

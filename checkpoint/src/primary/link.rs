@@ -160,8 +160,8 @@ impl Primary {
             return;
         }
         let covered = self.image.flights.iter().rev().find(|flight| flight.epoch <= committed);
-        if let Some(flight) = covered {
-            self.image.owed = Some((flight.mark, welcome.proof));
+        if let Some(mark) = covered.and_then(|flight| flight.mark) {
+            self.image.owed = Some((mark, welcome.proof));
         }
         let pages = self.image.resume(committed, homed_through);
         actions.push(PrimaryAction::Report(PrimaryReport::Resumed { at: committed, pages }));

@@ -22,6 +22,7 @@ mod gate;
 mod grant;
 mod image;
 mod link;
+mod parts;
 mod settle;
 mod settling;
 mod types;

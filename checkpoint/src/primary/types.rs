@@ -72,13 +72,17 @@ pub enum Work {
     },
     /// A synchronization round with the guest running: send these pages to their homes. For
     /// `everything`: all pages (tracking has been started and what it collected is dropped
-    /// first); otherwise what [`crate::guest::Guest::collect`] reports.
+    /// first); otherwise what [`crate::guest::Guest::collect`] reports. With copy-only homes they
+    /// are told to [`Primary::round_listed`](super::Primary::round_listed) instead of sent.
     Round {
         /// Its number, from 1.
         round: u64,
         /// All pages, or the dirty ones.
         everything: bool,
     },
+    /// With copy-only homes, the guest running: [`Primary::place_part`](super::Primary::place_part),
+    /// copy, and send as an epoch without a state.
+    Part,
     /// Pause, mark, save, collect, [`Primary::place`](super::Primary::place), copy, resume.
     Checkpoint {
         /// Do not resume after it: planned failover or the guest has ended.

@@ -21,6 +21,7 @@ impl Primary {
                 rounds.step = RoundStep::Taken;
                 Work::Round { round: rounds.round + 1, everything: rounds.round == 0 }
             }
+            Phase::Rounds(rounds) if rounds.step == (RoundStep::Parts { waits: false }) => self.next_part(),
             Phase::Epochs => self.next_checkpoint(now),
             _ => Work::Wait { until: None },
         }
@@ -157,7 +158,7 @@ impl Primary {
                 image.stalled_until = None;
                 let Capture { mark, paused_at, held, .. } = capture;
                 image.pace.placed(count, paused_at, now);
-                image.flights.push_back(Flight { epoch, mark, paused_at });
+                image.flights.push_back(Flight { epoch, mark: Some(mark), paused_at });
                 if held {
                     image.fresh_from = Some(image.fresh_from.map_or(epoch, |first| first.min(epoch)));
                 }
@@ -212,7 +213,8 @@ impl Primary {
     /// Data, slot and markers of the epoch are posted on this connection: sends Commit.
     /// Ignored when the epoch belongs to an older connection.
     pub fn epoch_posted(&mut self, placed: &PlacedEpoch, now: Time, actions: &mut Actions) {
-        let live = matches!(self.image.phase, Phase::Epochs | Phase::Draining);
+        let in_parts = self.shape.copy_only_homes && matches!(self.image.phase, Phase::Rounds(_));
+        let live = in_parts || matches!(self.image.phase, Phase::Epochs | Phase::Draining);
         if !self.link.is_up() || !live || placed.identity != self.identity() {
             return;
         }
@@ -224,7 +226,8 @@ impl Primary {
             return;
         }
         self.image.commit_sent = placed.epoch;
-        self.at_large = !self.config.shared_arbiter && !self.config.solo_automatic;
+        // From a part nobody can take over.
+        self.at_large |= !in_parts && !self.config.shared_arbiter && !self.config.solo_automatic;
         self.image.planner.commit_sent(placed.epoch);
         self.send(Message::Commit { epoch: placed.epoch }, actions);
     }

@@ -11,7 +11,7 @@ use super::state::SyntheticState;
 use crate::PAGE_BYTES;
 use crate::driver::signal::lock;
 use crate::layout::GuestLayout;
-use crate::standby::{ImageRegion, Standby, StandbyError};
+use crate::standby::{CopyOnlyHomes, ImageRegion, Standby, StandbyError};
 use crate::wire::message::MachineIdentity;
 
 /// What came of verifying an image.
@@ -127,11 +127,13 @@ impl StandbyControl {
     }
 }
 
-/// The standby.
+/// The standby. Prepared over an empty image it takes memory of its own (copy-only homes).
 #[derive(Debug)]
 pub struct SyntheticStandby {
     machine: MachineIdentity,
     image: Option<Vec<Memory>>,
+    /// `image` is its own memory.
+    copy_only: bool,
     ran: bool,
     marks: Arc<Marks>,
 }
@@ -144,7 +146,7 @@ impl SyntheticStandby {
 
     /// One that says it is another machine.
     pub fn with_machine(machine: MachineIdentity) -> Self {
-        Self { machine, image: None, ran: false, marks: Arc::default() }
+        Self { machine, image: None, copy_only: false, ran: false, marks: Arc::default() }
     }
 
     /// Looks after the standby while a driver has it.
@@ -160,14 +162,20 @@ fn error(what: &str, why: impl Into<String>) -> StandbyError {
 impl Standby for SyntheticStandby {
     fn prepare(
         &mut self,
-        _layout: &GuestLayout,
+        layout: &GuestLayout,
         image: &[ImageRegion],
     ) -> Result<MachineIdentity, StandbyError> {
         if self.marks.fail_prepare.load(Ordering::Acquire) {
             return Err(error("preparing", "asked to fail"));
         }
         self.ran = false;
-        self.image = Some(image.iter().map(|region| region.memory.clone()).collect());
+        self.copy_only = image.is_empty();
+        self.image = Some(if self.copy_only {
+            let own = layout.regions.iter().map(|region| region.pages as usize * PAGE_BYTES as usize);
+            own.map(Memory::anonymous).collect()
+        } else {
+            image.iter().map(|region| region.memory.clone()).collect()
+        });
         self.marks.dead.store(false, Ordering::Release);
         self.marks.prepared.fetch_add(1, Ordering::AcqRel);
         let mut machine = self.machine.clone();
@@ -175,6 +183,11 @@ impl Standby for SyntheticStandby {
             machine.configuration.push("another".into());
         }
         Ok(machine)
+    }
+
+    fn copy_only_homes(&self) -> Option<CopyOnlyHomes> {
+        let regions = self.image.clone().filter(|_| self.copy_only)?;
+        Some(CopyOnlyHomes { regions, kept: Vec::new() })
     }
 
     fn trial(&mut self, state: &[u8]) -> Result<(), StandbyError> {

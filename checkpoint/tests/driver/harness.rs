@@ -20,6 +20,8 @@ use romulus_checkpoint::release::ReleaseToken;
 use romulus_checkpoint::synthetic::{
     StandbyControl, SyntheticGuest, SyntheticGuestControl, SyntheticOptions, SyntheticStandby,
 };
+use romulus_checkpoint::wire::record::{Recorder, Role};
+use romulus_checkpoint::wire::recorded::RecordedFabric;
 use romulus_transport::Fabric;
 use romulus_transport::tcp::{TcpConfig, TcpFabric};
 
@@ -102,6 +104,8 @@ pub struct Lab {
     pub backup_arbiter: Arc<HostArbiter>,
     pub gate: Arc<BookGate>,
     pub pause_flag: Arc<AtomicBool>,
+    /// Both sides record what they say, into the directory.
+    pub record: bool,
     pub tune_primary: fn(&mut PrimaryOptions),
     pub tune_backup: fn(&mut BackupOptions),
 }
@@ -116,12 +120,23 @@ pub struct BackupHost {
     pub standby: StandbyControl,
 }
 
-fn fabric(switch: &Arc<Switch>) -> Arc<dyn Fabric> {
-    let inner = Arc::new(TcpFabric::new(TcpConfig::default()));
-    Arc::new(CutFabric { inner, switch: Arc::clone(switch) })
-}
-
 impl Lab {
+    fn fabric(&self, switch: &Arc<Switch>, role: Role) -> Arc<dyn Fabric> {
+        let tcp = Arc::new(TcpFabric::new(TcpConfig::default()));
+        let inner: Arc<dyn Fabric> = if self.record {
+            let recorder = Recorder::create(&self.recording(role), role, 1 << 30).expect("a recording");
+            Arc::new(RecordedFabric::new(tcp, Arc::new(recorder)))
+        } else {
+            tcp
+        };
+        Arc::new(CutFabric { inner, switch: Arc::clone(switch) })
+    }
+
+    /// Where a side's recording is.
+    pub fn recording(&self, role: Role) -> std::path::PathBuf {
+        self._directory.path().join(format!("{role:?}.rec"))
+    }
+
     pub fn new(guest_options: SyntheticOptions) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let arbiter = || {
@@ -137,6 +152,7 @@ impl Lab {
             backup_switch: Switch::new(),
             gate: Arc::default(),
             pause_flag: Arc::default(),
+            record: false,
             tune_primary: |_| (),
             tune_backup: |_| (),
         }
@@ -154,7 +170,7 @@ impl Lab {
         let control = standby.control();
         let arenas = Box::new(InProcessArenas { limit_bytes: 1 << 30 });
         let parts = BackupParts::new(
-            fabric(&self.backup_switch),
+            self.fabric(&self.backup_switch, Role::Backup),
             Box::new(standby),
             arenas,
             Arc::clone(&self.backup_arbiter) as Arc<dyn Arbiter>,
@@ -187,7 +203,7 @@ impl Lab {
             ..PrimaryParts::new(
                 Box::new(guest),
                 Arc::clone(&self.primary_arbiter) as Arc<dyn Arbiter>,
-                fabric(&self.primary_switch),
+                self.fabric(&self.primary_switch, Role::Primary),
             )
         };
         let handle = PrimaryDriver::spawn(options, parts).expect("the primary starts");

@@ -5,8 +5,11 @@
 mod cut;
 mod harness;
 
+mod copy_only;
 mod ends;
 mod failures;
 mod takeover;
 mod throttle;
+#[path = "../verifier/mod.rs"]
+mod verifier;
 mod watermark;

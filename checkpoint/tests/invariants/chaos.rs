@@ -42,8 +42,8 @@ fn disturb(world: &mut World) {
 fn i9_whatever_happens_one_guest_goes_on() {
     for seed in 0..200 {
         let spares = 3 + seed % 6;
-        let mut world =
-            World::build(seed, ArenaShape { spares, ..shape() }, primary_config(), backup_config());
+        let shape = ArenaShape { spares, copy_only_homes: seed % 3 == 0, ..shape() };
+        let mut world = World::build(seed, shape, primary_config(), backup_config());
         for _ in 0..60 {
             let wait = world.rng.random_range(0..120);
             world.run_for(Duration::from_millis(wait));
@@ -77,8 +77,8 @@ fn i9_whatever_happens_one_guest_goes_on() {
 fn i2_a_host_that_dies_at_any_moment_leaves_an_exact_image() {
     for seed in 0..200 {
         let spares = 3 + seed % 6;
-        let mut world =
-            World::build(seed, ArenaShape { spares, ..shape() }, primary_config(), backup_config());
+        let shape = ArenaShape { spares, copy_only_homes: seed % 3 == 0, ..shape() };
+        let mut world = World::build(seed, shape, primary_config(), backup_config());
         let rounds = world.rng.random_range(0..20);
         for _ in 0..rounds {
             let wait = world.rng.random_range(0..120);

@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use romulus_checkpoint::arbiter::{Ownership, Record};
 use romulus_checkpoint::backup::{self, Backup, BackupAction, BackupConfig, BackupState};
+use romulus_checkpoint::extent::Transfer;
 use romulus_checkpoint::primary::{
     self, NotTaken, Primary, PrimaryAction, PrimaryConfig, PrimaryState, Work,
 };
@@ -22,7 +23,6 @@ use romulus_transport::Memory;
 
 pub const PAGES: u64 = 6;
 pub const SPARES: u64 = 6;
-const STATE_BYTES: u64 = 8;
 
 /// On its way one-sidedly.
 enum Item {
@@ -130,6 +130,11 @@ pub fn layout() -> GuestLayout {
     GuestLayout { regions: vec![Region { name: "ram".into(), pages: PAGES }] }
 }
 
+/// Homes, lent or not, spares and slots.
+fn arena(shape: &ArenaShape) -> Memory {
+    Memory::anonymous((shape.frames() * PAGE_BYTES + shape.slots * shape.slot_bytes) as usize)
+}
+
 impl World {
     pub fn new(seed: u64) -> Self {
         Self::with(seed, primary_config(), backup_config())
@@ -166,7 +171,7 @@ impl World {
             mute: false,
             control: Default::default(),
             data: VecDeque::new(),
-            arena: Memory::anonymous(shape.len_bytes() as usize),
+            arena: arena(&shape),
             shape,
             gate: Gate::default(),
             released: 0,
@@ -184,6 +189,11 @@ impl World {
             primary_log: Vec::new(),
             backup_log: Vec::new(),
         }
+    }
+
+    /// Where an offset of what is lent lies in the memory of the model.
+    fn lent_at(&self, offset: u64) -> usize {
+        (offset + self.shape.first_lent_frame().0 * PAGE_BYTES) as usize
     }
 
     /// Runs until `done` says so; fails after two virtual minutes.
@@ -297,6 +307,12 @@ impl World {
                 if everything {
                     pages = vec![Extent { first: PageIndex(0), pages: PAGES }];
                 }
+                if self.shape.copy_only_homes {
+                    self.act_primary(|primary, now, actions| {
+                        primary.round_listed(round, &pages, now, actions)
+                    });
+                    return;
+                }
                 let mut count = 0;
                 for page in pages.iter().flat_map(|e| e.first.0..e.first.0 + e.pages) {
                     self.write_page(page, page, self.memory[page as usize]);
@@ -305,6 +321,16 @@ impl World {
                 self.mark(ROUND_MARKER | round);
                 let mut actions = primary::Actions::new();
                 self.primary.round_posted(round, count, self.now, &mut actions);
+                self.primary_queue.extend(actions);
+            }
+            Work::Part => {
+                let most = self.rng.random_range(1..5);
+                let (mut transfers, mut actions) = (Vec::new(), primary::Actions::new());
+                let placed = self.primary.place_part(most, self.now, &mut transfers, &mut actions);
+                if let Some(placed) = placed {
+                    self.send_epoch(&placed, &transfers, &[]);
+                    self.primary.epoch_posted(&placed, self.now, &mut actions);
+                }
                 self.primary_queue.extend(actions);
             }
             Work::Checkpoint { last } => self.checkpoint(last),
@@ -328,28 +354,7 @@ impl World {
         let placed = self.primary.place(dirty, self.now, &mut transfers, &mut actions);
         match placed {
             Ok(placed) => {
-                for transfer in &transfers {
-                    for i in 0..transfer.pages {
-                        let page = transfer.first_page.0 + i;
-                        self.write_page(page, transfer.first_frame.0 + i, memory[page as usize]);
-                    }
-                }
-                let slot = Memory::anonymous(self.shape.slot_bytes as usize);
-                let state = placed.epoch.0.to_le_bytes();
-                slot.write(slot::state_offset_bytes(transfers.len() as u64) as usize, &state);
-                let used = slot::encode(
-                    &placed.identity,
-                    placed.epoch,
-                    &transfers,
-                    STATE_BYTES,
-                    crc32fast::hash(&state),
-                    &slot,
-                )
-                .expect("fits");
-                let mut bytes = vec![0; used as usize];
-                slot.read(0, &mut bytes);
-                self.post(self.shape.slot_offset_bytes(placed.epoch), bytes);
-                self.mark(placed.epoch.0);
+                self.send_epoch(&placed, &transfers, &placed.epoch.0.to_le_bytes());
                 self.pauses.insert(placed.epoch.0, memory);
                 self.running = !last;
                 self.primary.epoch_posted(&placed, self.now, &mut actions);
@@ -362,6 +367,24 @@ impl World {
             Err(NotTaken::Stalled | NotTaken::Overflow | NotTaken::Superseded) => self.running = true,
         }
         self.primary_queue.extend(actions);
+    }
+
+    /// The pages as they are now, and the slot.
+    pub fn send_epoch(&mut self, placed: &primary::PlacedEpoch, transfers: &[Transfer], state: &[u8]) {
+        for transfer in transfers {
+            for i in 0..transfer.pages {
+                let page = transfer.first_page.0 + i;
+                self.write_page(page, transfer.first_frame.0 + i, self.memory[page as usize]);
+            }
+        }
+        let slot = Memory::anonymous(self.shape.slot_bytes as usize);
+        slot.write(slot::state_offset_bytes(transfers.len() as u64) as usize, state);
+        let (length, checksum) = (state.len() as u64, crc32fast::hash(state));
+        let used = slot::encode(&placed.identity, placed.epoch, transfers, length, checksum, &slot);
+        let mut bytes = vec![0; used.expect("fits") as usize];
+        slot.read(0, &mut bytes);
+        self.post(self.shape.slot_offset_bytes(placed.epoch), bytes);
+        self.mark(placed.epoch.0);
     }
 
     /// Whether the primary's guest still talks to the world.

@@ -253,7 +253,11 @@ impl BackupProcess {
                 env.oracle.violate("I5", format!("the slot of epoch {epoch} committed another"));
             }
             let state = slot.as_ref().map(|header| image.state(epoch, header)).unwrap_or_default();
-            env.oracle.committed(identity, epoch, &state);
+            if env.scenario.shape.copy_only_homes && state.is_empty() {
+                env.oracle.part_committed(identity, epoch);
+            } else {
+                env.oracle.committed(identity, epoch, &state);
+            }
         }
         self.called(env)?;
         self.check_image(env);

@@ -2,7 +2,7 @@
 
 use romulus_checkpoint::extent::{Extent, Transfer};
 use romulus_checkpoint::primary::{NotTaken, Work};
-use romulus_checkpoint::{PAGE_BYTES, PageIndex, Time};
+use romulus_checkpoint::{FrameIndex, PageIndex, Time};
 
 use super::env::{Env, Progress, Step};
 use super::guest::{Run, extents};
@@ -29,6 +29,11 @@ enum Stage {
         job: Job,
         pages: Vec<u64>,
         dirty: Vec<Extent>,
+    },
+    /// With copy-only homes: copying a part of a round; the guest runs.
+    Part {
+        job: Job,
+        pages: Vec<(u64, u64)>,
     },
     /// The sender has the round.
     RoundAway {
@@ -87,6 +92,7 @@ impl PrimaryProcess {
         match std::mem::take(&mut self.capture.stage) {
             Stage::Idle => self.ask_for_work(host, env),
             Stage::Round { job, pages, dirty } => self.copy_round(job, pages, dirty, host, env),
+            Stage::Part { job, pages } => self.copy_part(job, pages, host, env),
             Stage::RoundAway { round, dirty } => self.await_round(round, dirty, env),
             Stage::Save { last } => self.save(last, host, env),
             Stage::Collect { last, state, early } => self.collect(last, state, early, host, env),
@@ -120,6 +126,7 @@ impl PrimaryProcess {
                 return Ok(Progress::None);
             }
             Work::Round { round, everything } => self.begin_round(round, everything, host, env)?,
+            Work::Part => self.begin_part(env),
             Work::Checkpoint { last } => {
                 env.trace(|| format!("primary: checkpoint, last: {last}"));
                 if host.guest.run != Run::Running || env.operation_fails() {
@@ -161,11 +168,54 @@ impl PrimaryProcess {
         if everything {
             dirty = extents(0..host.guest.versions.len() as u64);
         }
+        if env.scenario.shape.copy_only_homes {
+            self.machine.round_listed(round, &dirty, env.now, &mut self.actions);
+            self.capture.look = true;
+            self.called(env)?;
+            return Ok(());
+        }
         let job = Job::new(Kind::Round { round }, self.machine.identity().connection);
         let mut pages = pages_of(&dirty);
         pages.reverse();
         self.capture.stage = Stage::Round { job, pages, dirty };
         Ok(())
+    }
+
+    fn begin_part(&mut self, env: &mut Env) {
+        self.capture.look = true;
+        let mut transfers = Vec::new();
+        let most = env.rng.between(1, 4);
+        let placed = self.machine.place_part(most, env.now, &mut transfers, &mut self.actions);
+        self.queue.extend(self.actions.drain(..));
+        let Some(placed) = placed else { return };
+        env.trace(|| format!("primary: a part is placed as {placed:?} {transfers:?}"));
+        let mut job = Job::new(Kind::Epoch { placed }, placed.identity.connection);
+        if !self.sender.stage_slot(&placed, &transfers, &[], &env.scenario.shape, &mut job) {
+            env.oracle.violate("test", "no staging for a slot".into());
+        }
+        let pages = singles(&transfers).map(|one| (one.first_page.0, one.first_frame.0)).collect();
+        self.capture.stage = Stage::Part { job, pages };
+    }
+
+    fn copy_part(
+        &mut self,
+        mut job: Job,
+        mut pages: Vec<(u64, u64)>,
+        host: &mut PrimaryHost,
+        env: &mut Env,
+    ) -> Step {
+        let Some((page, frame)) = pages.pop() else {
+            self.sender.jobs.push_back(job);
+            self.capture.look = true;
+            return Ok(Progress::Some);
+        };
+        let target = env.scenario.shape.frame_offset_bytes(FrameIndex(frame));
+        let copied = self.sender.stage(&host.guest.memory, page, target, &mut job);
+        if !copied {
+            pages.push((page, frame));
+        }
+        self.capture.stage = Stage::Part { job, pages };
+        Ok(if copied { Progress::Some } else { Progress::None })
     }
 
     fn copy_round(
@@ -285,7 +335,9 @@ impl PrimaryProcess {
                     env.oracle.violate("test", "no staging for a slot".into());
                 }
                 let shift = u64::from(env.mutant(Mutant::WrongFrame) && env.rng.percent(2));
-                let frame = |one: &Transfer| (one.first_frame.0 + shift) % env.scenario.shape.frames();
+                let shape = &env.scenario.shape;
+                let (first, lent) = (shape.first_lent_frame().0, shape.frames() - shape.first_lent_frame().0);
+                let frame = |one: &Transfer| first + (one.first_frame.0 - first + shift) % lent;
                 let pages = singles(&transfers).map(|one| (one.first_page.0, frame(&one))).collect();
                 Stage::Copy { last, job, pages }
             }
@@ -302,7 +354,8 @@ impl PrimaryProcess {
         env: &mut Env,
     ) -> Step {
         if let Some((page, frame)) = pages.pop() {
-            let copied = self.sender.stage(&host.guest.memory, page, frame * PAGE_BYTES, &mut job);
+            let target = env.scenario.shape.frame_offset_bytes(FrameIndex(frame));
+            let copied = self.sender.stage(&host.guest.memory, page, target, &mut job);
             if !copied {
                 pages.push((page, frame));
             }
@@ -339,7 +392,7 @@ fn singles(transfers: &[Transfer]) -> impl Iterator<Item = Transfer> {
     transfers.iter().flat_map(|transfer| {
         (0..transfer.pages).map(|index| Transfer {
             first_page: PageIndex(transfer.first_page.0 + index),
-            first_frame: romulus_checkpoint::FrameIndex(transfer.first_frame.0 + index),
+            first_frame: FrameIndex(transfer.first_frame.0 + index),
             pages: 1,
         })
     })

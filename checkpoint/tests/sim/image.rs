@@ -25,8 +25,10 @@ impl Image {
         }
     }
 
+    /// What is lent: not the homes if they are copy-only.
     pub fn arena(&self) -> Arena {
-        Arena::new([self.frames.clone(), self.slots.clone()])
+        let first = (self.shape.first_lent_frame().0 * PAGE_BYTES) as usize;
+        Arena::new([self.frames.part(first, self.frames.len_bytes() - first), self.slots.clone()])
     }
 
     /// The slot of an epoch.
@@ -88,7 +90,8 @@ impl Image {
     }
 
     fn in_frame(&self, offset: u64, len_bytes: u64, frame: FrameIndex) -> bool {
-        overlaps(offset, len_bytes, self.shape.frame_offset_bytes(frame), PAGE_BYTES)
+        let lent = frame >= self.shape.first_lent_frame();
+        lent && overlaps(offset, len_bytes, self.shape.frame_offset_bytes(frame), PAGE_BYTES)
     }
 
     /// A number that changes with any byte of the image.

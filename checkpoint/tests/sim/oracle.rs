@@ -28,6 +28,8 @@ pub struct Stats {
     /// Times that a guest stayed paused for want of frames.
     pub throttled: u64,
     pub homings: u64,
+    /// Epochs without a state, of synchronizations with copy-only homes.
+    pub parts: u64,
     pub crashes: u64,
     pub takeovers: u64,
     pub solos: u64,
@@ -99,6 +101,17 @@ impl Oracle {
         }
         self.covered = self.covered.max(snapshot.sent);
         self.committed = Some(Committed { identity: *identity, epoch, snapshot });
+    }
+
+    /// The backup committed a part of a synchronization: nothing that could be resumed.
+    pub fn part_committed(&mut self, identity: &Identity, epoch: Epoch) {
+        self.stats.parts += 1;
+        let whole = self.committed.as_ref().map(|committed| &committed.identity);
+        if whole.is_some_and(|whole| {
+            (whole.session, whole.incarnation) == (identity.session, identity.incarnation)
+        }) {
+            self.violate("I2", format!("part {epoch} was committed over a whole image"));
+        }
     }
 
     /// The image on the backup is gone or not to be used.

@@ -48,7 +48,7 @@ pub struct PrimaryProcess {
     pub link: Option<Link>,
     pub capture: Capture,
     pub sender: Sender,
-    queue: VecDeque<PrimaryAction>,
+    pub queue: VecDeque<PrimaryAction>,
     dial: Dial,
     asked: VecDeque<Request>,
     message: MessageBuffer,

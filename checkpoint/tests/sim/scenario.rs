@@ -171,6 +171,9 @@ impl Scenario {
             copy_only_homes: false,
         };
         let sweep = plan.crash_at.is_some();
+        // A draw of its own, so that the other draws of a seed stay what they were.
+        let copy_only_homes = Rng::new(plan.seed, 2).percent(25);
+        let shape = ArenaShape { copy_only_homes, ..shape };
         let shared_arbiter = sweep || !rng.percent(12);
         let mut faults = if sweep { Faults::default() } else { faults(rng) };
         let (mut solo_automatic, mut takeover_automatic) = (!rng.percent(8), !rng.percent(8));

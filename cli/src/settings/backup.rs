@@ -17,8 +17,9 @@ pub struct BackupOptions {
 
     /// File with the command line of the standby QEMU, one argument a line, `#` begins a comment.
     /// It is the guest's own command line with `{image}` for the path of its RAM file; Romulus
-    /// adds what a standby needs (-incoming defer, -S, a QMP socket)
-    #[arg(long, value_name = "FILE")]
+    /// adds what a standby needs (-incoming defer, -S, a QMP socket). The word `xen` instead: a
+    /// domain of this host's Xen, built like the guest
+    #[arg(long, value_name = "FILE|xen")]
     pub standby: Option<PathBuf>,
 
     /// Folder for the standby's sockets and logs; after a takeover the guest's QMP socket is there

@@ -47,7 +47,9 @@ impl ArenaProvider for HostArenas {
         }
         let mut homes = Vec::new();
         let mut regions = Vec::new();
-        for region in &layout.regions {
+        // Copy-only homes are in the standby's own memory.
+        let lent = if shape.copy_only_homes { &[][..] } else { &layout.regions[..] };
+        for region in lent {
             let (file, memory) = allocate(&region.name, region.pages.saturating_mul(PAGE_BYTES))?;
             let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
             homes.push(Arc::new(file));
@@ -61,7 +63,8 @@ impl ArenaProvider for HostArenas {
 }
 
 fn arena_bytes(shape: &ArenaShape) -> Option<u64> {
-    let frames = shape.pages.checked_add(shape.spares)?.checked_mul(PAGE_BYTES)?;
+    let homes = if shape.copy_only_homes { 0 } else { shape.pages };
+    let frames = homes.checked_add(shape.spares)?.checked_mul(PAGE_BYTES)?;
     frames.checked_add(shape.slots.checked_mul(shape.slot_bytes)?)
 }
 

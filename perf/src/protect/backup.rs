@@ -125,9 +125,9 @@ pub fn run(command: &BackupCommand) -> Result<ExitCode, Failure> {
     driver.machine.shared_arbiter = shared;
     let standby = SyntheticStandby::new(&SyntheticOptions::default());
     let control = standby.control();
-    let standby = Box::new(DamagingStandby::new(standby, command.damage_page));
     let arenas = ReachableArenas::default();
     let lent = arenas.lent();
+    let standby = Box::new(DamagingStandby::new(standby, command.damage_page, lent.clone()));
     let fabric = command.fabric.open(&setup, None)?;
     let mut parts = BackupParts::new(fabric, standby, Box::new(arenas), arbiter);
     parts.threads = Arc::new(move |name: &str| setup(name));

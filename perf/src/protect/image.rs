@@ -3,25 +3,37 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use romulus_checkpoint::driver::backup::{ArenaError, ArenaProvider, BackupArena};
-use romulus_checkpoint::standby::{ImageRegion, Standby, StandbyError};
+use romulus_checkpoint::standby::{CopyOnlyHomes, ImageRegion, Standby, StandbyError};
 use romulus_checkpoint::synthetic::{
     SyntheticOptions, SyntheticStandby, SyntheticState, Verdict, verify_image,
 };
 use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_checkpoint::{ArenaShape, GuestLayout, PAGE_BYTES};
 use romulus_host::memory::HostArenas;
+use romulus_transport::Memory;
 use sha2::{Digest, Sha256};
 
 /// Bytes hashed at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// The arena lent last.
+/// The arena lent last, and the homes of the standby prepared last.
 #[derive(Clone, Debug, Default)]
-pub struct Lent(Arc<Mutex<Option<BackupArena>>>);
+pub struct Lent {
+    arena: Arc<Mutex<Option<BackupArena>>>,
+    homes: Arc<Mutex<Vec<Memory>>>,
+}
 
 impl Lent {
     fn arena(&self) -> Option<BackupArena> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn homes(&self) -> Vec<Memory> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep_homes(&self, homes: Vec<Memory>) {
+        *self.homes.lock().unwrap_or_else(PoisonError::into_inner) = homes;
     }
 
     /// A hash over all that a primary can write to: home frames, spare frames and commit slots.
@@ -41,8 +53,8 @@ impl Lent {
 
     /// Compares the image once more with the guest's word at the committed pause.
     pub fn verify(&self, state: SyntheticState) -> Option<Verdict> {
-        let arena = self.arena()?;
-        Some(verify_image(arena.regions.iter().map(|region| &region.memory), state))
+        let homes = self.homes();
+        (!homes.is_empty()).then(|| verify_image(&homes, state))
     }
 }
 
@@ -62,7 +74,7 @@ impl ReachableArenas {
 
 impl ArenaProvider for ReachableArenas {
     fn allocate(&mut self, layout: &GuestLayout, shape: &ArenaShape) -> Result<BackupArena, ArenaError> {
-        let keep = |arena| *self.lent.0.lock().unwrap_or_else(PoisonError::into_inner) = arena;
+        let keep = |arena| *self.lent.arena.lock().unwrap_or_else(PoisonError::into_inner) = arena;
         keep(None);
         let arena = self.inner.allocate(layout, shape)?;
         keep(Some(arena.clone()));
@@ -76,25 +88,25 @@ impl ArenaProvider for ReachableArenas {
 pub struct DamagingStandby {
     inner: SyntheticStandby,
     page: Option<u64>,
-    image: Vec<ImageRegion>,
+    lent: Lent,
 }
 
 impl DamagingStandby {
-    /// Damages this page, if any.
-    pub fn new(inner: SyntheticStandby, page: Option<u64>) -> Self {
-        Self { inner, page, image: Vec::new() }
+    /// Damages this page, if any; its homes are kept within reach of `lent`.
+    pub fn new(inner: SyntheticStandby, page: Option<u64>, lent: Lent) -> Self {
+        Self { inner, page, lent }
     }
 
     fn damage(&mut self) -> Result<(), StandbyError> {
         let Some(page) = self.page.take() else { return Ok(()) };
         let mut offset = page.saturating_mul(PAGE_BYTES);
-        for region in &self.image {
-            let len_bytes = region.memory.len_bytes() as u64;
+        for memory in self.lent.homes() {
+            let len_bytes = memory.len_bytes() as u64;
             if offset < len_bytes {
                 let at = offset as usize + 1000;
                 let mut byte = [0];
-                region.memory.read(at, &mut byte);
-                region.memory.write(at, &[byte[0] ^ 1]);
+                memory.read(at, &mut byte);
+                memory.write(at, &[byte[0] ^ 1]);
                 return Ok(());
             }
             offset -= len_bytes;
@@ -110,11 +122,16 @@ impl Standby for DamagingStandby {
         layout: &GuestLayout,
         image: &[ImageRegion],
     ) -> Result<MachineIdentity, StandbyError> {
-        self.image = image.to_vec();
         self.inner.prepare(layout, image)?;
+        let own = self.inner.copy_only_homes().map(|homes| homes.regions);
+        self.lent
+            .keep_homes(own.unwrap_or_else(|| image.iter().map(|region| region.memory.clone()).collect()));
         // What the guest is follows from its memory's shape: nobody has to say it twice.
         let regions = layout.regions.iter().map(|region| region.pages).collect();
         Ok(SyntheticOptions { regions, ..SyntheticOptions::default() }.machine())
+    }
+    fn copy_only_homes(&self) -> Option<CopyOnlyHomes> {
+        self.inner.copy_only_homes()
     }
     fn trial(&mut self, state: &[u8]) -> Result<(), StandbyError> {
         self.inner.trial(state)
@@ -130,7 +147,7 @@ impl Standby for DamagingStandby {
         self.inner.may_have_run()
     }
     fn abandon(&mut self) {
-        self.image.clear();
+        self.lent.keep_homes(Vec::new());
         self.inner.abandon();
     }
 }

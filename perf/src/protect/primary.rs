@@ -109,6 +109,10 @@ pub struct PrimaryCommand {
     #[arg(long, value_enum, default_value_t = Capture::Staged)]
     capture: Capture,
 
+    /// Copy-only homes, as for guests of Xen: pages reach the standby's own memory by homing alone
+    #[arg(long)]
+    copy_only: bool,
+
     /// Threads that copy beside the capturing one
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=64))]
     copy_workers: u64,
@@ -220,6 +224,7 @@ impl PrimaryCommand {
         options.staging_bytes = (64 << 20).max(4 * self.dirty_pages_per_epoch * PAGE_BYTES);
         options.copy_workers = self.copy_workers as usize;
         options.spin = self.fabric.spin();
+        options.copy_only_homes = self.copy_only;
         options.capture = match self.capture {
             Capture::Staged => CaptureMode::Staged,
             Capture::Direct => CaptureMode::Direct,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use romulus_host::gate::can_redirect;
+use romulus_transport::Memory;
 
 use super::events::Events;
 use super::options::XenOptions;
@@ -14,13 +15,17 @@ use crate::discover::refusal::{Findings, reasons};
 use crate::discover::vif::{self, Vif, VifGate};
 use crate::domain::{self, Xen};
 use crate::error::XenError;
-use crate::layout::{FrameMap, RunFinder};
+use crate::layout::{FrameMap, FrameRun, RunFinder};
 use crate::library::{DomainInfo, param};
 use crate::machine::Machine;
 use crate::records::params_body;
 
 /// Frames asked for at once.
 const BATCH: u64 = 1024;
+/// Frames of a PVH domain's tables and rings, just below 4 GiB.
+const HIGH: std::ops::Range<u64> = 0xfc000..0x10_0000;
+/// Looks at the memory of a domain that changes it.
+const MOST_TRIES: u32 = 3;
 
 impl XenGuest {
     /// Attaches to a running domain. Nothing of it is changed before
@@ -36,12 +41,7 @@ impl XenGuest {
             return Err(XenError::Refused(format!("domain {domid}: {}", reasons.join("; "))));
         }
         let gates = plan_gates(&xen, domid, &options)?;
-        let frames = frame_map(&xen, domid)?;
-        let mut memory = Vec::new();
-        for run in frames.runs() {
-            let numbers: Vec<u64> = (run.first..run.end()).collect();
-            memory.push(xen.memory.map(domid, &numbers, false)?.into_memory());
-        }
+        let (frames, memory, pages) = map_memory(&xen, domid)?;
         let policy = xen.control.cpu_policy(domid)?;
         let machine = Machine {
             xen: xen.version.clone(),
@@ -60,7 +60,7 @@ impl XenGuest {
             layout: frames.layout(),
             machine: machine.identity()?,
             memory,
-            pages: info.pages,
+            pages,
             frames,
             gates,
             claim: Claim::new(domid),
@@ -141,18 +141,60 @@ fn vifs(xen: &Xen, domid: u32) -> Result<Vec<Vif>, XenError> {
     Ok(vifs)
 }
 
-/// Looks which frames have a page.
-fn frame_map(xen: &Xen, domid: u32) -> Result<FrameMap, XenError> {
+/// Maps all of a domain's memory; also tells how many pages it has. A domain that gives up or gets
+/// pages meanwhile (ballooning just after its start) is looked at again.
+fn map_memory(xen: &Xen, domid: u32) -> Result<(FrameMap, Vec<Memory>, u64), XenError> {
+    let pages = || xen.control.domain(domid)?.map(|info| info.pages).ok_or(XenError::Gone { domid });
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let before = pages()?;
+        let frames = frame_map(xen, domid, before)?;
+        let map = |run: &FrameRun| {
+            let numbers: Vec<u64> = (run.first..run.end()).collect();
+            Ok(xen.memory.map(domid, &numbers, false)?.into_memory())
+        };
+        let mapped: Result<Vec<Memory>, XenError> = frames.runs().iter().map(map).collect();
+        match mapped {
+            Ok(memory) if pages()? == before => return Ok((frames, memory, before)),
+            Err(error) if tries == MOST_TRIES => return Err(error),
+            _ if tries == MOST_TRIES => {
+                return Err(XenError::Refused(format!(
+                    "domain {domid} does not keep its memory (ballooning?): wait until it has settled, and set maxmem \
+                     equal to memory"
+                )));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::info!(domid, %error, "looking at the domain's memory again"),
+        }
+    }
+}
+
+/// Looks which frames have a page: first where the firmware's are, then from the lowest up, until as
+/// many are found as the domain has and a batch without any follows. Most of the space below 4 GiB is
+/// a hole, which takes longest.
+fn frame_map(xen: &Xen, domid: u32, pages: u64) -> Result<FrameMap, XenError> {
     let end = xen.control.frames(domid)?;
+    let high = HIGH.start.min(end)..HIGH.end.min(end);
+    let rows = [high.clone(), 0..high.start, high.end..end];
     let mut finder = RunFinder::default();
     let mut there = Vec::with_capacity(BATCH as usize);
-    let mut first = 0;
-    while first < end {
-        let mut frames: Vec<u64> = (first..end.min(first + BATCH)).collect();
+    let batches = rows.into_iter().flat_map(|row| {
+        let end = row.end;
+        row.step_by(BATCH as usize).map(move |first| first..end.min(first + BATCH))
+    });
+    let mut before = 0;
+    for batch in batches {
+        // A frame may be counted that is not the domain's own: only a gap is sure to be the end.
+        if finder.pages() >= pages && finder.pages() == before {
+            break;
+        }
+        before = finder.pages();
+        let begin = batch.start;
+        let mut frames: Vec<u64> = batch.collect();
         there.clear();
         xen.control.populated(domid, &mut frames, &mut there)?;
-        finder.add(first, there.iter().copied());
-        first += BATCH;
+        finder.add(begin, there.iter().copied());
     }
     let map = finder.finish().map_err(|why| XenError::Refused(format!("domain {domid}: {why}")))?;
     if map.pages() == 0 {

@@ -19,6 +19,12 @@ pub mod param {
     pub const CONSOLE_PFN: u32 = raw::HVM_PARAM_CONSOLE_PFN;
     /// The guest's event channel to its console.
     pub const CONSOLE_EVTCHN: u32 = raw::HVM_PARAM_CONSOLE_EVTCHN;
+    /// Frame of the ring to the device model.
+    pub const IOREQ_PFN: u32 = raw::HVM_PARAM_IOREQ_PFN;
+    /// Frame of the ring of buffered requests to the device model.
+    pub const BUFIOREQ_PFN: u32 = raw::HVM_PARAM_BUFIOREQ_PFN;
+    /// Frame of the identity page tables.
+    pub const IDENT_PT: u32 = raw::HVM_PARAM_IDENT_PT;
     /// How the guest takes events; 0 in a guest without drivers for Xen.
     pub const CALLBACK_IRQ: u32 = raw::HVM_PARAM_CALLBACK_IRQ;
     /// What Xen's migration stream carries.

@@ -45,8 +45,8 @@ impl ForeignMemory {
     /// Maps frames of a domain in a row; all of them, or none.
     pub fn map(self: &Arc<Self>, domid: u32, frames: &[u64], writable: bool) -> Result<Mapping, XenError> {
         let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
-        // SAFETY: as many numbers are read as are given; without room for errors all frames are mapped,
-        // or null is returned.
+        let mut errors = vec![0; frames.len()];
+        // SAFETY: as many numbers are read, and as many errors written, as are given.
         let base = unsafe {
             self.library.memory.xenforeignmemory_map(
                 self.handle.as_ptr(),
@@ -54,17 +54,23 @@ impl ForeignMemory {
                 protection,
                 frames.len(),
                 frames.as_ptr(),
-                std::ptr::null_mut(),
+                errors.as_mut_ptr(),
             )
         };
-        let Some(base) = NonNull::new(base.cast::<u8>()) else {
+        let what = || {
             let first = frames.first().copied().unwrap_or(0);
-            return Err(last_error(format!(
-                "mapping {} frames of domain {domid} from {first:#x}",
-                frames.len()
-            )));
+            format!("mapping {} frames of domain {domid} from {first:#x}", frames.len())
         };
-        Ok(Mapping { memory: Arc::clone(self), base, frames: frames.len() })
+        let Some(base) = NonNull::new(base.cast::<u8>()) else { return Err(last_error(what())) };
+        let mapping = Mapping { memory: Arc::clone(self), base, frames: frames.len() };
+        let failed = |index: &usize| errors[*index] != 0;
+        let Some(first) = (0..frames.len()).find(failed) else { return Ok(mapping) };
+        let count = (0..frames.len()).filter(failed).count();
+        let error = std::io::Error::from_raw_os_error(errors[first].abs());
+        Err(XenError::failed(
+            what(),
+            format!("{count} of them cannot be mapped, the first is {:#x}: {error}", frames[first]),
+        ))
     }
 }
 

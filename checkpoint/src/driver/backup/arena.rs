@@ -19,7 +19,8 @@ pub enum ArenaError {
 }
 
 /// The memory of one session. The chunks of the arena are exactly: one for each region's home
-/// frames, one of all spare frames, one of all commit slots; a write crosses none of them.
+/// frames (none with copy-only homes, whose memory is the standby's), one of all spare frames, one
+/// of all commit slots; a write crosses none of them.
 #[derive(Clone, Debug)]
 pub struct BackupArena {
     /// The home frames, one region of the guest each, in order.
@@ -39,8 +40,9 @@ impl BackupArena {
 
     /// Whether names and lengths are those asked for.
     pub(crate) fn check(&self, layout: &GuestLayout, shape: &ArenaShape) -> Result<(), ArenaError> {
-        let homes = self.regions.len() == layout.regions.len()
-            && self.regions.iter().zip(&layout.regions).all(|(have, want)| {
+        let lent = if shape.copy_only_homes { &[][..] } else { &layout.regions[..] };
+        let homes = self.regions.len() == lent.len()
+            && self.regions.iter().zip(lent).all(|(have, want)| {
                 have.name == want.name && have.memory.len_bytes() as u64 == want.pages * PAGE_BYTES
             });
         let rest = self.spares.len_bytes() as u64 == shape.spares * PAGE_BYTES
@@ -54,7 +56,7 @@ impl BackupArena {
 
 /// Allocates the memory that shadows a guest.
 pub trait ArenaProvider: Send {
-    /// Allocates memory of this layout and shape, all of it zero. What an earlier call returned is
+    /// Allocates memory of this layout and shape, all of it zero, without homes if they are copy-only. What an earlier call returned is
     /// no longer in use by the driver, its standby is abandoned, and the file names may be used
     /// again. After failure nothing is kept.
     fn allocate(&mut self, layout: &GuestLayout, shape: &ArenaShape) -> Result<BackupArena, ArenaError>;
@@ -77,8 +79,8 @@ impl ArenaProvider for InProcessArenas {
             anonymous_mapping(bytes as usize)
                 .map_err(|error| ArenaError::NoRoom(format!("mapping {bytes} bytes: {error}")))
         };
-        let regions = layout
-            .regions
+        let lent = if shape.copy_only_homes { &[][..] } else { &layout.regions[..] };
+        let regions = lent
             .iter()
             .map(|region| {
                 let memory = map(region.pages * PAGE_BYTES)?;

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use romulus_transport::Channel;
 
 use super::arena::ArenaError;
+use super::homes::Homes;
 use super::shared::{Lent, Link, Shared};
 use crate::backup::{Admission, BackupState, Refusal};
 use crate::driver::arbitrate;
@@ -125,16 +126,21 @@ fn prepare(shared: &Shared, hello: &Hello, shape: &ArenaShape) -> Result<(), Ref
         ArenaError::Failed(text) => refusal(ErrorCode::StandbyFailed, text),
     })?;
     let machine = standby
-        .prepare(&hello.layout, &memory.regions)
+        .meet(&hello.machine)
+        .and_then(|()| standby.prepare(&hello.layout, &memory.regions))
         .map_err(|error| refusal(ErrorCode::StandbyFailed, error.to_string()))?;
     if let Some(text) = difference(&hello.machine, &machine) {
         standby.abandon();
         return Err(refusal(ErrorCode::MachineMismatch, text));
     }
+    let homes = Homes::new(&hello.layout, shape, &memory, standby.copy_only_homes()).map_err(|text| {
+        standby.abandon();
+        refusal(ErrorCode::StandbyFailed, text)
+    })?;
     let arena = memory.arena();
     let (shape, layout) = (*shape, hello.layout.clone());
     let spoiled = AtomicBool::new(false);
-    *lock(&shared.lent) = Some(Arc::new(Lent { shape, layout, machine, memory, arena, spoiled }));
+    *lock(&shared.lent) = Some(Arc::new(Lent { shape, layout, machine, memory, arena, homes, spoiled }));
     Ok(())
 }
 

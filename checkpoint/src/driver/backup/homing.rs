@@ -26,7 +26,7 @@ pub(super) fn run(shared: &Shared) {
             }
             if let Some(lent) = shared.lent() {
                 batch.iter().for_each(|copy| {
-                    lent.copy_home(copy);
+                    lent.homes.copy_home(copy);
                 });
             }
             let copies = batch.len();

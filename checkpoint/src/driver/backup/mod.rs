@@ -4,6 +4,7 @@ mod arena;
 mod committer;
 mod handle;
 mod handshake;
+mod homes;
 mod homing;
 mod options;
 mod shared;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use romulus_transport::{Endpoint, Memory};
 
 use super::arena::{ArenaProvider, BackupArena};
+use super::homes::Homes;
 use super::options::{BackupOptions, BackupParts};
 use super::status::{BackupOutcome, TakeoverStatus, state_name};
 use crate::arbiter::{Arbiter, Record};
@@ -63,6 +64,7 @@ pub(super) struct Lent {
     pub machine: MachineIdentity,
     pub memory: BackupArena,
     pub arena: romulus_transport::Arena,
+    pub homes: Homes,
     /// The guest may have run on the image: it is not the committed guest any more.
     pub spoiled: AtomicBool,
 }
@@ -82,16 +84,6 @@ impl Lent {
     pub fn slot(&self, epoch: Epoch) -> Memory {
         let offset = (epoch.0 % self.shape.slots) * self.shape.slot_bytes;
         self.memory.slots.part(offset as usize, self.shape.slot_bytes as usize)
-    }
-
-    /// Makes one copy from a spare frame home.
-    pub fn copy_home(&self, copy: &HomingCopy) -> bool {
-        let page = crate::PAGE_BYTES;
-        let source = self.arena.locate(self.shape.frame_offset_bytes(copy.source), page);
-        let target = self.arena.locate(self.shape.frame_offset_bytes(copy.target), page);
-        let (Some((source, from)), Some((target, to))) = (source, target) else { return false };
-        source.copy_to(from, target, to, page as usize);
-        true
     }
 }
 

@@ -116,7 +116,12 @@ fn start_guest(shared: &Shared, lent: &Lent, state: &[u8]) -> Result<(), String>
         if attempt == ACTIVATION_ATTEMPTS {
             return Err(error.to_string());
         }
-        shared.note(&format!("the guest did not start ({error}): trying another standby"));
+        shared.note(&format!("the guest did not start ({error}): trying again"));
+        if lent.shape.copy_only_homes {
+            // The image is in this one's memory: there is no other.
+            ready = standby.check();
+            continue;
+        }
         standby.abandon();
         ready = standby.prepare(&lent.layout, &lent.memory.regions).map(drop);
     }
@@ -132,7 +137,7 @@ fn copy_all(lent: &Lent, copies: &[HomingCopy], threads: usize) -> Result<(), St
             let first = next.fetch_add(BATCH, Ordering::Relaxed);
             let Some(rest) = copies.get(first..) else { return };
             for copy in &rest[..rest.len().min(BATCH)] {
-                if !lent.copy_home(copy) {
+                if !lent.homes.copy_home(copy) {
                     bad.store(true, Ordering::Relaxed);
                 }
             }

@@ -34,7 +34,7 @@ fn abandon(shared: &Shared, ended: Option<Arc<Lent>>) {
     }
 }
 
-/// A standby that died is prepared anew, over the same image.
+/// A standby that died is prepared anew, over the same image, if that is not lost with it.
 fn check(shared: &Shared) {
     let _admitting = lock(&shared.admitting);
     let Some(lent) = shared.lent() else { return };
@@ -45,6 +45,16 @@ fn check(shared: &Shared) {
         return;
     }
     let Err(error) = standby.check() else { return };
+    if lent.shape.copy_only_homes {
+        // The image was in its memory. No copy may finish in the name of another image.
+        shared.quiesce_homing();
+        standby.abandon();
+        drop(standby);
+        let why = format!("the standby is gone, and the guest's image in its memory with it: {error}");
+        shared.step(|backup, now, actions| backup.image_lost(&why, now, actions));
+        *lock(&shared.lent) = None;
+        return;
+    }
     shared.note(&format!("the standby is gone ({error}): preparing another"));
     match standby.prepare(&lent.layout, &lent.memory.regions) {
         Ok(machine) => match difference(&lent.machine, &machine) {

@@ -36,7 +36,7 @@ pub(super) struct Capture {
     destroyed: bool,
     /// The backup owns the guest, and it may still run here: its output must not leave.
     at_large: bool,
-    failures: u32,
+    pub(super) failures: u32,
     /// Begin of the last checkpoint, if the one after it is due an interval later.
     pub(super) last_begin: Option<Time>,
     pub(super) ended_early: bool,
@@ -157,6 +157,7 @@ impl Capture {
             match self.shared.call(|primary, now, _| primary.next_work(now)) {
                 Work::Wait { until } => self.wait(seen, until),
                 Work::Round { round, everything } => self.round(round, everything),
+                Work::Part => self.part(),
                 Work::Checkpoint { last } => self.checkpoint(last),
             }
         }
@@ -283,13 +284,17 @@ impl Capture {
         self.shared.call(|primary, _, _| primary.end_epoch_early());
     }
 
-    /// Hands a synchronization round to the sender and waits for it to be posted.
+    /// Hands a synchronization round to the sender and waits for it to be posted; with copy-only
+    /// homes tells the machine its pages.
     fn round(&mut self, round: u64, everything: bool) {
         if let Err((what, error)) = self.prepare_round(everything) {
             let dirty = self.tools.dirty.extents();
             self.shared.call(|primary, _, _| primary.round_failed(round, dirty));
             self.tools.dirty.clear();
             return self.guest_failed(what, &error);
+        }
+        if self.shared.shape.copy_only_homes {
+            return self.list_round(round, everything);
         }
         let Some(mut job) = self.shared.jobs.take_free(Duration::from_secs(1)) else {
             let dirty = self.tools.dirty.extents();

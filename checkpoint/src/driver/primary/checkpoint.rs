@@ -16,13 +16,13 @@ use crate::primary::{NotTaken, PlacedEpoch};
 use crate::wire::slot;
 
 /// Longest wait for a job before the machine is asked again.
-const JOB_WAIT: Duration = Duration::from_millis(5);
+pub(super) const JOB_WAIT: Duration = Duration::from_millis(5);
 /// Longest that a guest stays paused while staging memory or direct sending makes no progress;
 /// then the connection is given up.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// What came of a pause.
-enum Captured {
+pub(super) enum Captured {
     /// Placed and copied, to be sent.
     Taken(Job),
     /// Placed and already sent, straight from guest memory.
@@ -125,6 +125,12 @@ fn capture(
     }
     let (_, state) = shared.slots.state(job.slot_index);
     match shared.metrics.run_phase(Phase::State, || paused.guest().save_state(&state)) {
+        // Nothing could be resumed from it.
+        Ok(0) if shared.shape.copy_only_homes => {
+            let why = "it is empty".into();
+            let error = GuestError::Failed { what: "saving the device state".into(), why };
+            return failed(shared, tools, job, "saving the device state", error);
+        }
         Ok(state_bytes) => job.state_bytes = state_bytes,
         Err(error) => return failed(shared, tools, job, "saving the device state", error),
     }
@@ -194,8 +200,8 @@ fn count_epoch(shared: &Shared, job: &Job, placed: &PlacedEpoch) {
     crate::driver::signal::lock(&shared.view).last_dirty_pages = placed.pages;
 }
 
-/// Gets the placed pages out of the guest, which is paused.
-fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEpoch) -> Captured {
+/// Gets the placed pages out of the guest, which is paused, or runs and writes them again.
+pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, placed: PlacedEpoch) -> Captured {
     tools.plan.begin(&job.transfers);
     job.kind = Kind::Epoch(placed);
     job.writes.clear();

@@ -9,6 +9,7 @@ mod handle;
 mod jobs;
 mod link;
 mod options;
+mod part;
 mod pause;
 mod plan;
 mod round;

@@ -8,6 +8,7 @@ use super::copy::{CopyItem, MAX_ITEM_BYTES};
 use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::extent::Transfer;
+use crate::ids::FrameIndex;
 use crate::layout::{ArenaShape, GuestLayout};
 
 /// Where each region begins and ends, in pages; the last end is P.
@@ -89,7 +90,7 @@ impl Plan {
     ) {
         let mut at = piece.offset;
         let end = piece.offset + PIECE_BYTES;
-        let mut joiner = Joiner::new(&mut piece.writes);
+        let mut joiner = Joiner::new(&mut piece.writes, shape);
         while at < end {
             let Some(run) = self.next_run((end - at) / PAGE_BYTES, borders, shape) else { return };
             let bytes = run.pages * PAGE_BYTES;
@@ -108,7 +109,7 @@ impl Plan {
         shape: &ArenaShape,
         writes: &mut Vec<Write>,
     ) {
-        let mut joiner = Joiner::new(writes);
+        let mut joiner = Joiner::new(writes, shape);
         let mut left = most;
         while left > 0
             && let Some(run) = self.next_run(left, borders, shape)
@@ -173,16 +174,17 @@ fn push_copies(copies: &mut Vec<CopyItem>, run: &Run, to: u64, bytes: u64) {
 /// Appends writes, joining what is consecutive on both sides and in one chunk.
 struct Joiner<'a> {
     writes: &'a mut Vec<Write>,
+    shape: &'a ArenaShape,
     chunk_end: u64,
 }
 
 impl<'a> Joiner<'a> {
-    fn new(writes: &'a mut Vec<Write>) -> Self {
-        Self { writes, chunk_end: 0 }
+    fn new(writes: &'a mut Vec<Write>, shape: &'a ArenaShape) -> Self {
+        Self { writes, shape, chunk_end: 0 }
     }
 
     fn push(&mut self, region: RegionId, local_offset: u64, run: &Run) {
-        let remote_offset = run.frame * PAGE_BYTES;
+        let remote_offset = self.shape.frame_offset_bytes(FrameIndex(run.frame));
         let len_bytes = run.pages * PAGE_BYTES;
         if run.chunk_end == self.chunk_end
             && let Some(last) = self.writes.last_mut()
@@ -201,7 +203,7 @@ impl<'a> Joiner<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{FrameIndex, Identity, PageIndex};
+    use crate::ids::{Identity, PageIndex};
     use crate::layout::Region;
 
     fn fixture() -> (Borders, ArenaShape) {

@@ -28,7 +28,7 @@ const INCARNATIONS_A_CONNECTION: u64 = 256;
 
 /// Whether an incarnation is the first one made on a connection: then the arena behind it is new,
 /// and all zero.
-fn is_fresh(incarnation: Incarnation, connection: ConnectionNumber) -> bool {
+pub(super) fn is_fresh(incarnation: Incarnation, connection: ConnectionNumber) -> bool {
     incarnation.0 == connection.0.saturating_mul(INCARNATIONS_A_CONNECTION)
 }
 

@@ -10,6 +10,7 @@ use romulus_checkpoint::primary::{self, Primary, PrimaryAction};
 use romulus_checkpoint::wire::message::{Message, encode};
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::*;
+use romulus_transport::Memory;
 
 use super::{ArbiterMood, PAGES, World};
 
@@ -111,8 +112,7 @@ impl World {
                     }
                 }
                 BackupAction::ReadSlot { identity, epoch } => {
-                    let at = self.shape.slot_offset_bytes(epoch) as usize;
-                    let slot = self.arena.part(at, self.shape.slot_bytes as usize);
+                    let slot = self.slot(epoch);
                     let mut transfers = Vec::new();
                     let header = slot::decode(&slot, &identity, epoch, &mut transfers);
                     self.slots.insert(epoch.0, identity);
@@ -148,7 +148,7 @@ impl World {
                     self.backup.handle_record(self.read(), self.now, &mut actions);
                 }
                 BackupAction::Trial { epoch } => {
-                    self.check_homes(epoch);
+                    self.check_image(epoch);
                     if self.trial_takes.is_zero() {
                         self.backup.handle_trial(self.trial.clone(), self.now, &mut actions);
                     } else {
@@ -194,11 +194,22 @@ impl World {
         (0..PAGES).map(|page| self.home_value(page)).collect()
     }
 
+    fn slot(&self, epoch: Epoch) -> Memory {
+        self.arena.part(self.lent_at(self.shape.slot_offset_bytes(epoch)), self.shape.slot_bytes as usize)
+    }
+
     /// I2: the homes and the state are the guest at the pause of the epoch.
     pub(super) fn check_homes(&self, epoch: Epoch) {
-        assert_eq!(self.homes(), self.pauses[&epoch.0], "image at epoch {epoch}");
-        let slot =
-            self.arena.part(self.shape.slot_offset_bytes(epoch) as usize, self.shape.slot_bytes as usize);
+        assert_eq!(self.homes(), self.pauses[&epoch.0], "homes at epoch {epoch}");
+        self.check_image(epoch);
+    }
+
+    /// I2: the committed map and the state are. Before a trial with copy-only homes not all pages
+    /// are home.
+    fn check_image(&self, epoch: Epoch) {
+        let frames = (0..PAGES).map(|page| self.home_value(self.backup.frame_of(PageIndex(page)).0));
+        assert_eq!(frames.collect::<Vec<_>>(), self.pauses[&epoch.0], "image at epoch {epoch}");
+        let slot = self.slot(epoch);
         let mut transfers = Vec::new();
         let identity = self.slots[&epoch.0];
         let header = slot::decode(&slot, &identity, epoch, &mut transfers).expect("the slot still stands");

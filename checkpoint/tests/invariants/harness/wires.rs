@@ -4,9 +4,8 @@ use romulus_checkpoint::backup::{self, Admission, Backup};
 use romulus_checkpoint::primary;
 use romulus_checkpoint::wire::message::{Message, decode, encode};
 use romulus_checkpoint::*;
-use romulus_transport::Memory;
 
-use super::{ArbiterMood, Item, World, backup_config};
+use super::{ArbiterMood, Item, World, arena, backup_config};
 use rand::Rng;
 
 impl World {
@@ -14,7 +13,7 @@ impl World {
         let _ = page;
         let mut bytes = vec![0; PAGE_BYTES as usize];
         bytes[..8].copy_from_slice(&value.to_le_bytes());
-        self.post(frame * PAGE_BYTES, bytes);
+        self.post(self.shape.frame_offset_bytes(FrameIndex(frame)), bytes);
     }
 
     pub(super) fn post(&mut self, offset: u64, bytes: Vec<u8>) {
@@ -110,7 +109,7 @@ impl World {
                 }
             }
             _ => match self.data.pop_front() {
-                Some(Item::Write { offset, bytes }) => self.arena.write(offset as usize, &bytes),
+                Some(Item::Write { offset, bytes }) => self.arena.write(self.lent_at(offset), &bytes),
                 Some(Item::Marker(marker)) => {
                     let mut actions = backup::Actions::new();
                     self.backup.handle_fence(marker, self.now, &mut actions);
@@ -159,7 +158,7 @@ impl World {
         self.cut();
         self.backup = Backup::new(backup_config(), self.now);
         self.backup_queue.clear();
-        self.arena = Memory::anonymous(self.shape.len_bytes() as usize);
+        self.arena = arena(&self.shape);
         self.backup_alive = true;
     }
 
@@ -176,7 +175,7 @@ impl World {
     pub fn deliver_data(&mut self) {
         while let Some(item) = self.data.pop_front() {
             match item {
-                Item::Write { offset, bytes } => self.arena.write(offset as usize, &bytes),
+                Item::Write { offset, bytes } => self.arena.write(self.lent_at(offset), &bytes),
                 Item::Marker(marker) => {
                     self.act_backup(|backup, now, actions| backup.handle_fence(marker, now, actions));
                 }

@@ -1,0 +1,79 @@
+//! Measures the guest's pauses from within: a guest that suspends stops its monotonic clock, while
+//! the CPU's time stamp counter, which Xen keeps going, runs on. So each jump between the two is
+//! one suspension, whatever else keeps the guest from running.
+//!
+//! Once a second in which there was one: `romulus pauses_us STOPPED/AWAY,...`. STOPPED is how long the
+//! guest's clock stood still; AWAY the time from the last moment before in which this thread ran
+//! to the first one after, less what it would have slept anyway, which counts the devices' part of
+//! the suspension and, on a busy machine, waiting for a CPU.
+
+use std::arch::x86_64::_rdtsc;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+/// Between two looks at the clocks.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// How long the counter's rate is measured at first; the guest must not be suspended meanwhile.
+const CALIBRATION: Duration = Duration::from_secs(2);
+/// Clocks that part by less within one look may differ for other reasons: by this much always, and
+/// by this part of the look since the counter's rate is only nearly known.
+const LEAST_JUMP_US: f64 = 200.0;
+const LEAST_JUMP_PART: f64 = 0.02;
+
+/// Watches the clocks on a thread of its own, without end.
+pub fn start() -> std::io::Result<()> {
+    std::thread::Builder::new().name("probe".into()).spawn(watch).map(|_| ())
+}
+
+fn counter() -> u64 {
+    // SAFETY: reading the time stamp counter changes nothing, and every x86_64 CPU has it.
+    unsafe { _rdtsc() }
+}
+
+fn watch() {
+    let (started, first) = (Instant::now(), counter());
+    std::thread::sleep(CALIBRATION);
+    let per_us = (counter() - first) as f64 / started.elapsed().as_secs_f64() / 1e6;
+    println!("romulus probe counts_per_us={per_us:.3}");
+    let (mut monotonic, mut counted) = (Instant::now(), counter());
+    let mut pauses = String::new();
+    let mut told = monotonic;
+    loop {
+        std::thread::sleep(LOOK_EVERY);
+        let (now, count) = (Instant::now(), counter());
+        let seen_us = (now - monotonic).as_secs_f64() * 1e6;
+        let gap_us = count.wrapping_sub(counted) as f64 / per_us;
+        if let Some((stopped_us, away_us)) = pause_us(gap_us, seen_us) {
+            let _ = write!(pauses, "{}{stopped_us}/{away_us}", if pauses.is_empty() { "" } else { "," });
+        }
+        if now - told > Duration::from_secs(1) {
+            told = now;
+            if !pauses.is_empty() {
+                println!("romulus pauses_us {pauses}");
+                pauses.clear();
+            }
+        }
+        (monotonic, counted) = (now, count);
+    }
+}
+
+/// How long the guest's clock stood still in a stretch that took `gap_us` and of which that clock saw
+/// `seen_us`, and how long this thread was away.
+fn pause_us(gap_us: f64, seen_us: f64) -> Option<(u64, u64)> {
+    let jump = gap_us - seen_us;
+    let away = (gap_us - LOOK_EVERY.as_secs_f64() * 1e6).max(jump);
+    (jump > LEAST_JUMP_US.max(gap_us * LEAST_JUMP_PART)).then_some((jump as u64, away as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pause_us;
+
+    #[test]
+    fn a_guest_that_waits_is_not_paused_and_one_that_is_suspended_is() {
+        assert_eq!(pause_us(1_060.0, 1_060.0), None);
+        assert_eq!(pause_us(90_000.0, 89_700.0), None);
+        assert_eq!(pause_us(26_000.0, 3_000.0), Some((23_000, 25_000)));
+        assert_eq!(pause_us(900.0, 300.0), Some((600, 600)));
+    }
+}

@@ -1,0 +1,157 @@
+"""A lab of Xen hosts, driven from this machine: domains, commands on its hosts, their ends."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SCRIPTS = os.path.dirname(HERE)
+LAB = f"{SCRIPTS}/lab"
+PR_SET_PDEATHSIG = 1
+# Everything in an emulated host is slow, and the machine may be busy: what takes this long has failed.
+PATIENCE_S = 900
+
+
+class Failure(Exception):
+    """Says what went wrong in a run."""
+
+
+def die_with_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def wait_for(what, look, patience_s=PATIENCE_S, every_s=0.1):
+    """The first true answer of `look`."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        if answer := look():
+            return answer
+        time.sleep(every_s)
+    raise Failure(f"{what}: not within {patience_s} s")
+
+
+class Follower:
+    """Lines that a command on a host prints, kept with the time at which each came."""
+
+    def __init__(self, process):
+        self.process = process
+        self.lines = []
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line.rstrip("\n")))
+
+    def reports(self, since=0.0):
+        """The workload's reports: (when, {counter, corrupt, passes, ...})."""
+        found = []
+        for when, line in list(self.lines):
+            words = line.split()
+            if when >= since and words[:1] == ["romulus"] and len(words) == 6 and words[1].startswith("counter="):
+                try:
+                    found.append((when, {name: int(value) for name, value in (word.split("=") for word in words[1:])}))
+                except ValueError:
+                    continue  # half a line, from a host that was killed
+        return found
+
+    def pauses_us(self, since, until):
+        """What the probe measured in this time: (the guest's clock stood still, its thread was away)."""
+        found = []
+        for when, line in list(self.lines):
+            if since <= when < until and line.startswith("romulus pauses_us "):
+                found += [tuple(map(int, pair.split("/"))) for pair in line.split()[2].split(",")]
+        return found
+
+    def says(self, text):
+        return any(text in line for _, line in list(self.lines))
+
+
+class XenLab:
+    """Two hosts. Ends with this process."""
+
+    def __init__(self, hosts=2, memory_mib=2048):
+        self.name = f"xen-{os.getpid()}"
+        self.hosts = hosts
+        self.children = []
+        self.log = tempfile.TemporaryFile(mode="w+")
+        words = [LAB, "run", "--kind", "xen", "--name", self.name, "--hosts", str(hosts), "--memory", str(memory_mib)]
+        words += ["--timeout", "0", "--", "sleep", "infinity"]
+        self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, preexec_fn=die_with_parent)
+        wait_for("the hosts' boot", self.up)
+
+    def up(self):
+        if self.process.poll() is not None:
+            self.log.seek(0)
+            raise Failure(f"the lab ended: {self.log.read()}")
+        listed = subprocess.run([LAB, "list"], capture_output=True, text=True, check=True).stdout
+        return any(line.startswith(f"{self.name}:") and line.count("running") == self.hosts for line in listed.splitlines())
+
+    def words(self, host, command):
+        return [LAB, "exec", "--lab", self.name, str(host), "--", *map(str, command)]
+
+    def run(self, host, *command, check=True):
+        """Runs a command on a host to its end; its standard output."""
+        done = subprocess.run(self.words(host, command), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if check and done.returncode != 0:
+            raise Failure(f"host {host}: {' '.join(map(str, command))}: status {done.returncode}: {done.stderr.strip()[-2000:]}")
+        return done.stdout
+
+    def start(self, host, *command, log=None):
+        """Starts a command on a host; it ends with this process. What it prints can be read from
+        the result, or goes to the file `log`."""
+        process = subprocess.Popen(
+            self.words(host, command),
+            stdin=subprocess.DEVNULL,
+            stdout=log or subprocess.PIPE,
+            stderr=log or subprocess.DEVNULL,
+            text=True,
+            preexec_fn=die_with_parent,
+        )
+        self.children.append(process)
+        return process
+
+    def follow(self, host, path):
+        """The lines of a file on a host, from its first, as they come; the file may come later."""
+        return Follower(self.start(host, "tail", "-q", "-n", "+1", "-F", path))
+
+    def console(self, host, name):
+        return self.follow(host, f"/var/log/xen/console/guest-{name}.log")
+
+    def domain(self, host, image, name, memory_mib, number, **settings):
+        words = [f"{key}={value}" for key, value in settings.items()]
+        self.run(host, f"{SCRIPTS}/lab.d/xen-domain", image, name, memory_mib, number, *words)
+
+    def domains(self, host):
+        """Name and state of every domain but dom0."""
+        rows = [line.split() for line in self.run(host, "xl", "list").splitlines()[2:]]
+        return {row[0]: row[4] for row in rows}
+
+    def sent_bytes(self, host):
+        return int(self.run(host, "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
+
+    def status(self, host, program, control):
+        """What `romulus status` says, or nothing if nobody answers."""
+        text = self.run(host, program, "status", "--json", "--control", control, check=False)
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return None
+
+    def kill_host(self, host):
+        """Returns when its QEMU is dead."""
+        subprocess.run([LAB, "kill-host", str(host), "--lab", self.name], check=True, stdout=subprocess.DEVNULL)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for child in self.children:
+            child.kill()
+            child.wait()
+        self.process.terminate()
+        self.process.wait()
