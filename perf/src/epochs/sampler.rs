@@ -118,7 +118,7 @@ struct Baseline {
     at: Instant,
     primary: Distributions,
     backup: Distributions,
-    counters: Vec<u64>,
+    late: u64,
     disturbances: Vec<u64>,
     cpu: CpuTimes,
     bytes_written: u64,
@@ -129,16 +129,20 @@ impl Baseline {
     fn take(engine: &Engine) -> Result<Self, Failure> {
         let status = engine.status()?;
         let metrics = engine.primary.metrics();
-        let counters = [Counter::EpochsCommitted, Counter::LateEpochs];
+        let backup = Distributions::of(engine.backup.metrics());
+        let cpu = CpuTimes::now();
+        let mut primary = Distributions::of(metrics);
+        // Copying all that takes a while: what the rates are made of is taken together, at last.
+        primary.phases[Phase::CommitLatency as usize] = metrics.phase_histogram(Phase::CommitLatency);
         Ok(Self {
-            primary: Distributions::of(metrics),
-            backup: Distributions::of(engine.backup.metrics()),
-            counters: counters.iter().map(|counter| metrics.counter(*counter)).collect(),
-            disturbances: DISTURBANCES.iter().map(|counter| metrics.counter(*counter)).collect(),
-            cpu: CpuTimes::now(),
-            bytes_written: status.bytes_written,
-            guest_writes: engine.guest.writes(),
             at: Instant::now(),
+            guest_writes: engine.guest.writes(),
+            late: metrics.counter(Counter::LateEpochs),
+            disturbances: DISTURBANCES.iter().map(|counter| metrics.counter(*counter)).collect(),
+            primary,
+            backup,
+            cpu,
+            bytes_written: status.bytes_written,
         })
     }
 }
@@ -165,13 +169,13 @@ pub fn measure(
         }
     }
     let after = Baseline::take(engine)?;
-    let since = |index: usize| after.counters[index] - before.counters[index];
+    let primary = Side(after.primary.since(&before.primary));
     let cpu_by_thread = after.cpu.since(&before.cpu);
     let disturbed = DISTURBANCES.iter().zip(after.disturbances.iter().zip(&before.disturbances));
     Ok(Measured {
         seconds: (after.at - before.at).as_secs_f64(),
-        epochs: since(0),
-        late: since(1),
+        epochs: primary.phase(Phase::CommitLatency).len(),
+        late: after.late - before.late,
         seen: engine.observer.seen(),
         cpu: Sides::of(&cpu_by_thread),
         cpu_by_thread,
@@ -181,7 +185,7 @@ pub fn measure(
             .filter(|(_, (after, before))| after > before)
             .map(|(counter, (after, before))| (counter.name(), after - before))
             .collect(),
-        primary: Side(after.primary.since(&before.primary)),
+        primary,
         backup: Side(after.backup.since(&before.backup)),
         series: points.series,
     })
