@@ -14,6 +14,7 @@ use romulus_checkpoint::standby::Standby;
 use romulus_checkpoint::wire::AckProof;
 use romulus_checkpoint::wire::message::{Message, decode, encode};
 use romulus_checkpoint::{Epoch, GateMark, Generation, HomingSequence, Identity};
+use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions};
 use romulus_qemu::gates::{CardGate, GateChoices};
 use romulus_qemu::qmp::Client;
 use romulus_qemu::{GuestOptions, QemuGuest, QemuHandle, QemuStandby, StandbyOptions};
@@ -207,6 +208,56 @@ fn a_standby_announces_the_guest_once_it_has_become_it_and_not_before() {
     standby.activate(&state).expect("activate");
     // QEMU's own five rounds, and ours, which go on for longer.
     standby_wire.expect(10);
+    let active = standby.active().expect("an active guest").clone();
+    let mut client = Client::connect(&active.qmp, LONG).expect("QMP of the new guest");
+    client.execute("quit", json!({})).expect("quit");
+}
+
+/// Runs a command in this thread's network namespace.
+fn run(command: &str) -> String {
+    let mut words = command.split(' ');
+    let program = words.next().expect("a program");
+    let output = std::process::Command::new(program).args(words).output().expect("Debian's iproute2");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn a_filter_that_a_former_gate_left_on_the_tap_goes_when_the_guest_comes() {
+    // SAFETY: changes the network namespace of this thread alone, which nobody else runs on.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("root");
+    run("ip link set lo up");
+    run("ip link add br0 up type bridge");
+    run("ip tuntap add dev rtap0 mode tap vnet_hdr");
+    run("ip link set rtap0 master br0 up");
+    // Dropped without being detached, as with its process.
+    let spec = NicSpec { nic: "net0".into(), tap: "rtap0".into(), mac: MAC };
+    let former = RedirectGate::new(&[spec], &RedirectOptions::default()).expect("a gate");
+    former.hold().expect("holding");
+    drop(former);
+    let has_filter = || run("tc qdisc show dev rtap0").contains("clsact");
+
+    let wire = Wire::new();
+    let more: Vec<&str> = wire.arguments.iter().map(String::as_str).collect();
+    let vm = Vm::start(false, &more);
+    let mut guest = attach(&vm);
+    let gate = guest.buffers();
+    guest.start_tracking().expect("tracking");
+    let shadow = Shadow::of(guest.layout());
+    let mut command = machine(GUEST_MIB, "{image}", "null", false);
+    let card = wire.arguments.last().expect("a card").clone();
+    let tap = "tap,id=n0,ifname=rtap0,script=no,downscript=no".to_owned();
+    command.extend(["-netdev".to_owned(), tap, "-device".to_owned(), card]);
+    let mut standby = QemuStandby::new(StandbyOptions::new(command, shadow.place.path("run")));
+    standby.prepare(guest.layout(), &shadow.regions).expect("prepare");
+    shadow.copy_all(&guest);
+    let state = checkpoint(&mut guest, &gate, 1);
+    standby.trial(&state).expect("trial load");
+    assert!(has_filter(), "nothing is touched before the guest is this host's");
+    shadow.copy_all(&guest);
+    guest.destroy().expect("destroy");
+    standby.activate(&state).expect("activate");
+    assert!(!has_filter());
     let active = standby.active().expect("an active guest").clone();
     let mut client = Client::connect(&active.qmp, LONG).expect("QMP of the new guest");
     client.execute("quit", json!({})).expect("quit");

@@ -122,3 +122,16 @@ fn i1_output_is_free_also_while_the_time_alone_is_made_up_for() {
     });
     world.protect();
 }
+
+/// A takeover waits for a handshake under way: where there is something to take over from, no longer than
+/// for a silent primary.
+#[test]
+fn a_handshake_is_waited_for_no_longer_than_a_primary_that_says_nothing() {
+    let usual = Duration::from_secs(5);
+    let mut world = World::new(6);
+    assert_eq!(world.backup.handshake_patience(usual), usual, "there is nothing to take over");
+    world.protect();
+    assert_eq!(world.backup.handshake_patience(usual), backup_config().suspect_after);
+    let short = Duration::from_millis(1);
+    assert_eq!(world.backup.handshake_patience(short), short);
+}

@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use romulus_host::gate::NicSpec;
 use serde_json::json;
 
 use super::process::QemuChild;
@@ -25,12 +26,14 @@ const DESCRIPTOR: &str = "romulus-incoming";
 pub(super) struct Incoming {
     pub(super) child: QemuChild,
     pub(super) client: Client,
+    /// Its cards on taps.
+    pub(super) taps: Vec<NicSpec>,
     socket: UnixStream,
 }
 
 impl Incoming {
     /// Arms a started QEMU.
-    pub(super) fn arm(child: QemuChild, mut client: Client) -> Result<Self, QemuError> {
+    pub(super) fn arm(child: QemuChild, mut client: Client, taps: Vec<NicSpec>) -> Result<Self, QemuError> {
         // Left as they are: QEMU would refuse to change them while it waits, and they serve the
         // guest's own protection later.
         Capabilities::set_for_standby(&mut client)?;
@@ -40,7 +43,7 @@ impl Incoming {
         client
             .execute("migrate-incoming", json!({"uri": format!("fd:{DESCRIPTOR}")}))
             .map_err(|error| child.failed("making QEMU wait for its state", error))?;
-        Ok(Self { child, client, socket })
+        Ok(Self { child, client, taps, socket })
     }
 
     /// Whether it still waits.

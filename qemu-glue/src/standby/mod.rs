@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use romulus_checkpoint::GuestLayout;
 use romulus_checkpoint::standby::{ImageRegion, Standby, StandbyError};
 use romulus_checkpoint::wire::message::MachineIdentity;
+use romulus_host::gate::{GuardedRedirect, NicSpec};
+use romulus_host::guard::GateHandle;
 use romulus_transport::Memory;
 use serde_json::json;
 
@@ -22,6 +24,7 @@ pub use options::StandbyOptions;
 
 use crate::discover::{Inventory, identity, ram};
 use crate::error::QemuError;
+use crate::gates::{Card, cards};
 use crate::qmp::{Client, QmpError};
 use crate::stream::{ROM_REGION, RomRecord, open_state};
 use incoming::Incoming;
@@ -102,7 +105,9 @@ impl QemuStandby {
         let inventory = Inventory::take(&mut client)?;
         check_memory(&inventory, image, &child, trial)?;
         let machine = identity::identity(&inventory);
-        Ok((Incoming::arm(child, client)?, machine))
+        let taps = cards(&inventory, &child.process().interfaces(), false);
+        let taps = taps.iter().filter_map(Card::on_tap).collect();
+        Ok((Incoming::arm(child, client, taps)?, machine))
     }
 
     fn load(&self, incoming: &mut Incoming, state: &[u8]) -> Result<(), QemuError> {
@@ -119,6 +124,7 @@ impl QemuStandby {
         self.load(&mut incoming, state)?;
         let load = start.elapsed();
         let start = Instant::now();
+        clear_former_gates(&incoming.taps);
         if let Err(error) = run(&mut incoming.client) {
             self.may_have_run = !matches!(error, QmpError::Refused { .. });
             // Going out of scope `incoming` ends QEMU and waits for its end.
@@ -132,6 +138,17 @@ impl QemuStandby {
         tracing::info!(pid = guest.pid, qmp = %guest.qmp.display(), ?load, ?resume, "the standby is the guest now");
         self.active = Some((child, guest));
         Ok(())
+    }
+}
+
+/// A tap may outlive a guest, its protector and its guard, and keep the filter of their gate: what the
+/// guest sends would go nowhere. This host owns the guest now, so such a filter is nobody's any more.
+fn clear_former_gates(taps: &[NicSpec]) {
+    if taps.is_empty() {
+        return;
+    }
+    if let Err(error) = GuardedRedirect::new(taps.to_vec()).clear() {
+        tracing::error!(%error, "the filter of a former output gate stays: the guest's packets go nowhere");
     }
 }
 

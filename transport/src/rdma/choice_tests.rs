@@ -146,6 +146,16 @@ fn options_are_followed() {
 }
 
 #[test]
+fn a_port_with_too_small_an_mtu_is_passed_over_for_one_that_fits() {
+    let small = PortInfo { active_mtu_bytes: 1024, ..ethernet(1, both_versions("10.9.0.1")) };
+    let large = PortInfo { active_mtu_bytes: 4096, ..ethernet(1, both_versions("10.8.0.1")) };
+    let devices = [device("a", vec![small]), device("b", vec![large])];
+    let wish = RdmaConfig { mtu_bytes: Some(2048), ..RdmaConfig::default() };
+    let choice = chosen(&devices, &wish, HERE);
+    assert_eq!((choice.device.as_str(), choice.mtu_bytes), ("b", 2048));
+}
+
+#[test]
 fn options_that_do_not_fit_are_refused_by_name() {
     let down = PortInfo { state: PortState::Down, ..ethernet(2, both_versions("10.8.0.1")) };
     let devices = [
