@@ -51,7 +51,7 @@ class Protection:
             return look()
 
         try:
-            return wait_for(what, alive, every_s=0.5)
+            return wait_for(what, alive, every_s=3)  # asking an emulated host costs it a good part of a second
         except Failure as failure:
             raise Failure(f"{failure}\n{self.said()}") from failure
 
