@@ -40,6 +40,12 @@ fn main() -> Result<(), Error> {
         let was_suspended = info.shutdown == Some(Shutdown::Suspend);
         suspended += u32::from(was_suspended);
 
+        if control.log_dirty_on(domid).is_ok() {
+            return Err(
+                "no log was kept when the child was killed: that none is left would say nothing".into()
+            );
+        }
+
         let began = Instant::now();
         let mut handle = XenHandle::open(&access)?;
         if !handle.alive() {
