@@ -129,14 +129,14 @@ fn next_bit(words: &[u64], from: u64, end: u64, wanted: bool) -> Option<u64> {
     None
 }
 
-/// Runs from whether each frame of a row, beginning with `first`, has a page.
+/// Runs from whether each frame of a row, beginning with `first`, has a page; rows in any order.
 #[derive(Clone, Debug, Default)]
 pub struct RunFinder {
     runs: Vec<FrameRun>,
 }
 
 impl RunFinder {
-    /// Takes the next frames, which come in order.
+    /// Takes the frames of one row.
     pub fn add(&mut self, first: u64, there: impl IntoIterator<Item = bool>) {
         for (frame, there) in (first..).zip(there) {
             if !there {
@@ -149,8 +149,21 @@ impl RunFinder {
         }
     }
 
+    /// Frames with a page so far.
+    pub fn pages(&self) -> u64 {
+        self.runs.iter().map(|run| run.frames).sum()
+    }
+
     /// The map; an error if it has more regions than a layout may have.
-    pub fn finish(self) -> Result<FrameMap, String> {
+    pub fn finish(mut self) -> Result<FrameMap, String> {
+        self.runs.sort_unstable_by_key(|run| run.first);
+        self.runs.dedup_by(|next, last| {
+            let touches = last.end() == next.first;
+            if touches {
+                last.frames += next.frames;
+            }
+            touches
+        });
         if self.runs.len() > MAX_REGIONS {
             return Err(format!(
                 "its memory lies in {} pieces; {MAX_REGIONS} are possible: start the domain without memory ballooning \
@@ -170,10 +183,11 @@ mod tests {
 
     fn map_of(there: &[bool]) -> FrameMap {
         let mut finder = RunFinder::default();
-        // In two pieces, as batches come.
+        // In two pieces, as batches come, the later one first.
         let (one, two) = there.split_at(there.len() / 2);
-        finder.add(0, one.iter().copied());
         finder.add(one.len() as u64, two.iter().copied());
+        finder.add(0, one.iter().copied());
+        assert_eq!(finder.pages(), there.iter().filter(|there| **there).count() as u64);
         finder.finish().unwrap()
     }
 

@@ -22,6 +22,8 @@ use crate::records::params_body;
 
 /// Frames asked for at once.
 const BATCH: u64 = 1024;
+/// Frames of a PVH domain's tables and rings, just below 4 GiB.
+const HIGH: std::ops::Range<u64> = 0xfc000..0x10_0000;
 /// Looks at the memory of a domain that changes it.
 const MOST_TRIES: u32 = 3;
 
@@ -147,7 +149,7 @@ fn map_memory(xen: &Xen, domid: u32) -> Result<(FrameMap, Vec<Memory>, u64), Xen
     loop {
         tries += 1;
         let before = pages()?;
-        let frames = frame_map(xen, domid)?;
+        let frames = frame_map(xen, domid, before)?;
         let map = |run: &FrameRun| {
             let numbers: Vec<u64> = (run.first..run.end()).collect();
             Ok(xen.memory.map(domid, &numbers, false)?.into_memory())
@@ -168,18 +170,31 @@ fn map_memory(xen: &Xen, domid: u32) -> Result<(FrameMap, Vec<Memory>, u64), Xen
     }
 }
 
-/// Looks which frames have a page.
-fn frame_map(xen: &Xen, domid: u32) -> Result<FrameMap, XenError> {
+/// Looks which frames have a page: first where the firmware's are, then from the lowest up, until as
+/// many are found as the domain has and a batch without any follows. Most of the space below 4 GiB is
+/// a hole, which takes longest.
+fn frame_map(xen: &Xen, domid: u32, pages: u64) -> Result<FrameMap, XenError> {
     let end = xen.control.frames(domid)?;
+    let high = HIGH.start.min(end)..HIGH.end.min(end);
+    let rows = [high.clone(), 0..high.start, high.end..end];
     let mut finder = RunFinder::default();
     let mut there = Vec::with_capacity(BATCH as usize);
-    let mut first = 0;
-    while first < end {
-        let mut frames: Vec<u64> = (first..end.min(first + BATCH)).collect();
+    let batches = rows.into_iter().flat_map(|row| {
+        let end = row.end;
+        row.step_by(BATCH as usize).map(move |first| first..end.min(first + BATCH))
+    });
+    let mut before = 0;
+    for batch in batches {
+        // A frame may be counted that is not the domain's own: only a gap is sure to be the end.
+        if finder.pages() >= pages && finder.pages() == before {
+            break;
+        }
+        before = finder.pages();
+        let begin = batch.start;
+        let mut frames: Vec<u64> = batch.collect();
         there.clear();
         xen.control.populated(domid, &mut frames, &mut there)?;
-        finder.add(first, there.iter().copied());
-        first += BATCH;
+        finder.add(begin, there.iter().copied());
     }
     let map = finder.finish().map_err(|why| XenError::Refused(format!("domain {domid}: {why}")))?;
     if map.pages() == 0 {
