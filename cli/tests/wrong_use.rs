@@ -71,6 +71,22 @@ fn a_socket_that_is_not_there_and_one_that_is_not_qmp() {
 }
 
 #[test]
+fn a_xen_domain_where_there_is_no_xen() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = dir.path().join("protect.sock");
+    let arguments =
+        ["protect", "--control", control.to_str().unwrap(), "--guest", "xen:web", "--backup", "127.0.0.1:1"];
+    // On a host that has one there is no such domain.
+    let is_dom0 =
+        std::fs::read_to_string("/proc/xen/capabilities").is_ok_and(|text| text.contains("control_d"));
+    if is_dom0 {
+        refused(&arguments, 3, &["xen:web", "no domain web"]);
+    } else {
+        refused(&arguments, 4, &["xen:web", "Xen"]);
+    }
+}
+
+#[test]
 fn a_port_that_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -12,21 +12,23 @@ PROTECT_SOCKET, BACKUP_SOCKET = "/run/romulus-protect.sock", "/run/romulus-backu
 
 class Protection:
     """`romulus backup` on one host, `romulus protect` on the other, over RDMA. There is no file
-    that both hosts reach, so nobody decides between them: the backup takes over by itself, the
-    primary never goes on alone by itself."""
+    that both hosts reach, so nobody decides between them, and only one acts by itself: the backup,
+    which takes over, or the primary, which goes on alone."""
 
-    def __init__(self, lab, program, domain, interval_ms, suspect_ms):
+    def __init__(self, lab, program, domain, interval_ms, suspect_ms, acts="backup"):
         self.lab = lab
         self.program = os.path.abspath(program)
         self.logs = {name: tempfile.TemporaryFile(mode="w+") for name in ("backup", "protect")}
         common = ["--fabric", "rdma", "--arbiter", "none"]
+        takeover = ["--takeover", "automatic", "--accept-split-brain"] if acts == "backup" else ["--takeover", "manual"]
+        solo = "manual" if acts == "backup" else "automatic"
         self.backup_command = [
             self.program, "backup", "--standby", "xen", "--listen", f"10.77.0.{BACKUP}:{PORT}", "--host", "backup", *common,
-            "--control", BACKUP_SOCKET, "--takeover", "automatic", "--accept-split-brain", "--suspect-after-ms", str(suspect_ms),
+            "--control", BACKUP_SOCKET, *takeover, "--suspect-after-ms", str(suspect_ms),
         ]  # fmt: skip
         self.protect_command = [
             self.program, "protect", "--guest", f"xen:{domain}", "--backup", f"10.77.0.{BACKUP}:{PORT}", "--host", "primary", *common,
-            "--control", PROTECT_SOCKET, "--solo", "manual", "--interval-ms", str(interval_ms), "--suspect-after-ms", str(suspect_ms * 6 // 10),
+            "--control", PROTECT_SOCKET, "--solo", solo, "--interval-ms", str(interval_ms), "--suspect-after-ms", str(suspect_ms * 6 // 10),
         ]  # fmt: skip
         self.backup = self.protect = None
 
@@ -49,7 +51,7 @@ class Protection:
             return look()
 
         try:
-            return wait_for(what, alive, every_s=0.5)
+            return wait_for(what, alive, every_s=3)  # asking an emulated host costs it a good part of a second
         except Failure as failure:
             raise Failure(f"{failure}\n{self.said()}") from failure
 

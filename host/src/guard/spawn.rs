@@ -12,7 +12,7 @@ use super::process::GuestProcess;
 use super::{GuardError, GuardSpec, link};
 
 /// How long a guard may take to get ready, and to end.
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(60);
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// A running guard. Dropping it without [`detach`](Self::detach) leaves the guard watching.
