@@ -19,6 +19,8 @@ from protection import BACKUP, PRIMARY, Protection, figures  # noqa: E402
 DOMAIN, NUMBER = "beside", 102
 # A first checkpoint is a full copy; figures begin after so many.
 WARM_UP = 5
+# The probe must see nothing for so long before anybody protects the domain.
+UNPROTECTED_S = 10
 
 
 def parse():
@@ -122,6 +124,10 @@ def attempt(options, protect):
         lab.domain(PRIMARY, options.image_dir, DOMAIN, options.guest_mib, NUMBER, **settings)
         console = lab.console(PRIMARY, DOMAIN)
         wait_for("the probe", lambda: console.says("romulus probe"))
+        began = time.monotonic()
+        time.sleep(UNPROTECTED_S)
+        if false := console.pauses_us(began, time.monotonic()):
+            raise Failure(f"the probe sees suspensions of a guest that nobody suspends: {false}")
         return protect(options, lab, console)
 
 
