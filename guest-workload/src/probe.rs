@@ -2,9 +2,10 @@
 //! the CPU's time stamp counter, which Xen keeps going, runs on. So each jump between the two is
 //! one suspension, whatever else keeps the guest from running.
 //!
-//! Once a second in which there was one: `romulus pauses_us N,N,...`. Each N is the time from the
-//! last moment before the suspension in which this thread ran to the first one after it, less what it would
-//! have slept anyway.
+//! Once a second in which there was one: `romulus pauses_us STOPPED/AWAY,...`. STOPPED is how long the
+//! guest's clock stood still; AWAY the time from the last moment before in which this thread ran
+//! to the first one after, less what it would have slept anyway, which counts the devices' part of
+//! the suspension and, on a busy machine, waiting for a CPU.
 
 use std::arch::x86_64::_rdtsc;
 use std::fmt::Write as _;
@@ -14,8 +15,10 @@ use std::time::{Duration, Instant};
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// How long the counter's rate is measured at first; the guest must not be suspended meanwhile.
 const CALIBRATION: Duration = Duration::from_secs(2);
-/// Clocks that part by less within one look may differ for other reasons, as a rate slightly off.
-const LEAST_JUMP_US: f64 = 100.0;
+/// Clocks that part by less within one look may differ for other reasons: by this much always, and
+/// by this part of the look since the counter's rate is only nearly known.
+const LEAST_JUMP_US: f64 = 200.0;
+const LEAST_JUMP_PART: f64 = 0.02;
 
 /// Watches the clocks on a thread of its own, without end.
 pub fn start() -> std::io::Result<()> {
@@ -40,8 +43,8 @@ fn watch() {
         let (now, count) = (Instant::now(), counter());
         let seen_us = (now - monotonic).as_secs_f64() * 1e6;
         let gap_us = count.wrapping_sub(counted) as f64 / per_us;
-        if let Some(pause_us) = pause_us(gap_us, seen_us) {
-            let _ = write!(pauses, "{}{pause_us}", if pauses.is_empty() { "" } else { "," });
+        if let Some((stopped_us, away_us)) = pause_us(gap_us, seen_us) {
+            let _ = write!(pauses, "{}{stopped_us}/{away_us}", if pauses.is_empty() { "" } else { "," });
         }
         if now - told > Duration::from_secs(1) {
             told = now;
@@ -54,10 +57,12 @@ fn watch() {
     }
 }
 
-/// The pause in a stretch that took `gap_us` and of which the guest's clock saw `seen_us`.
-fn pause_us(gap_us: f64, seen_us: f64) -> Option<u64> {
+/// How long the guest's clock stood still in a stretch that took `gap_us` and of which that clock saw
+/// `seen_us`, and how long this thread was away.
+fn pause_us(gap_us: f64, seen_us: f64) -> Option<(u64, u64)> {
     let jump = gap_us - seen_us;
-    (jump > LEAST_JUMP_US).then(|| (gap_us - LOOK_EVERY.as_secs_f64() * 1e6).max(jump) as u64)
+    let away = (gap_us - LOOK_EVERY.as_secs_f64() * 1e6).max(jump);
+    (jump > LEAST_JUMP_US.max(gap_us * LEAST_JUMP_PART)).then_some((jump as u64, away as u64))
 }
 
 #[cfg(test)]
@@ -67,8 +72,8 @@ mod tests {
     #[test]
     fn a_guest_that_waits_is_not_paused_and_one_that_is_suspended_is() {
         assert_eq!(pause_us(1_060.0, 1_060.0), None);
-        assert_eq!(pause_us(90_000.0, 89_990.0), None);
-        assert_eq!(pause_us(26_000.0, 3_000.0), Some(25_000));
-        assert_eq!(pause_us(900.0, 300.0), Some(600));
+        assert_eq!(pause_us(90_000.0, 89_700.0), None);
+        assert_eq!(pause_us(26_000.0, 3_000.0), Some((23_000, 25_000)));
+        assert_eq!(pause_us(900.0, 300.0), Some((600, 600)));
     }
 }

@@ -60,11 +60,11 @@ class Follower:
         return found
 
     def pauses_us(self, since, until):
-        """What the probe measured in this time."""
+        """What the probe measured in this time: (the guest's clock stood still, its thread was away)."""
         found = []
         for when, line in list(self.lines):
             if since <= when < until and line.startswith("romulus pauses_us "):
-                found += [int(word) for word in line.split()[2].split(",")]
+                found += [tuple(map(int, pair.split("/"))) for pair in line.split()[2].split(",")]
         return found
 
     def says(self, text):

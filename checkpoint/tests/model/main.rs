@@ -53,6 +53,7 @@ fn needed(without: &'static [Rule]) {
 fn i2_i3_the_smallest_configuration_holds() {
     holds::<SpelledPrimary, SpelledBackup>(Config { placements: 2, homings: 1, ..SMALL });
     holds::<ProductionPrimary, ProductionBackup>(Config { placements: 2, ..SMALL });
+    holds::<ProductionPrimary, ProductionBackup>(Config { placements: 2, copy_only: true, ..SMALL });
 }
 
 #[test]
@@ -65,6 +66,7 @@ fn i2_i3_the_rules_hold() {
 #[cfg_attr(debug_assertions, ignore = "searches millions of states: run in release")]
 fn i2_i3_the_production_code_holds() {
     holds::<ProductionPrimary, ProductionBackup>(SMALL);
+    holds::<ProductionPrimary, ProductionBackup>(Config { copy_only: true, ..SMALL });
     let config = Config { takeover: false, ..SMALL };
     holds::<ProductionPrimary, ProductionBackup>(Config { placements: 4, losses: 2, homings: 3, ..config });
     holds::<ProductionPrimary, ProductionBackup>(Config { pages: 3, spares: 4, ..config });

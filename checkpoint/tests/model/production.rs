@@ -15,7 +15,7 @@ fn shape(config: &Config) -> ArenaShape {
         spares: config.spares.into(),
         slots: config.slots().into(),
         slot_bytes: 4096,
-        copy_only_homes: false,
+        copy_only_homes: config.copy_only,
     }
 }
 

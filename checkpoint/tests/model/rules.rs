@@ -90,6 +90,8 @@ pub struct Config {
     /// Whether a takeover is searched step by step; otherwise each state is judged by what a
     /// takeover at that instant would resume.
     pub takeover: bool,
+    /// Homes are reached by homing alone (the production code only).
+    pub copy_only: bool,
     /// The clauses left out.
     pub without: &'static [Rule],
 }
@@ -116,5 +118,6 @@ pub const SMALL: Config = Config {
     homings: 2,
     early: 1,
     takeover: true,
+    copy_only: false,
     without: &[],
 };

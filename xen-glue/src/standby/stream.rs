@@ -54,7 +54,10 @@ pub fn empty_domain(config: &str, machine: &Machine, frames: &FrameMap) -> Vec<u
     file.extend_from_slice(&LIBXL_VERSION.to_be_bytes());
     file.extend_from_slice(&0u32.to_be_bytes());
     file.extend_from_slice(&header(LIBXC_CONTEXT, 0));
-    libxc_stream(&mut file, machine, frames);
+    // Records are padded from the beginning of their stream, wherever that is in the file.
+    let mut libxc = Vec::new();
+    libxc_stream(&mut libxc, machine, frames);
+    file.extend_from_slice(&libxc);
     file.extend_from_slice(&header(END, 0));
     file
 }

@@ -221,6 +221,14 @@ impl<P: PrimarySide, B: BackupSide> Model for Replication<P, B> {
         let mut state = before.clone();
         let config = &self.config;
         match action {
+            // The parts of a synchronization are homed before the first whole epoch at the latest,
+            // and nothing is resumed before.
+            Action::PostRound if config.copy_only => {
+                state.arena[..usize::from(config.pages)]
+                    .copy_from_slice(&state.guest[..usize::from(config.pages)]);
+                state.carried = 0;
+                state.phase = Phase::Running;
+            }
             Action::PostRound => {
                 for page in 0..config.pages {
                     let content = state.guest[usize::from(page)];
