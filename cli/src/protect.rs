@@ -31,6 +31,8 @@ use crate::settings::protect::ProtectOptions;
 use crate::signals::EndRequest;
 use crate::{fabric, guard, threads};
 
+/// Longest wait for a backup that builds a domain before it answers.
+const STANDBY_BUILD_TIMEOUT: Duration = Duration::from_secs(300);
 /// Suspicion of the backup, when not said otherwise.
 const SUSPECT_AFTER_MS: u64 = 150;
 /// How often the end and the progress are looked at.
@@ -66,6 +68,10 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     let fabric_name = fabric.name();
     let mut driver_options = driver_options(&options, &plan, &*guest)?;
     driver_options.copy_only_homes = about.copy_only;
+    if about.copy_only {
+        // Its answer comes when its standby has been built, devices and all.
+        driver_options.handshake_timeout = STANDBY_BUILD_TIMEOUT;
+    }
     if gates.hold_in_qemu() {
         driver_options.machine.depth = 1;
     }

@@ -33,7 +33,8 @@ pub enum XenError {
 }
 
 impl XenError {
-    pub(crate) fn failed(what: impl Into<String>, why: impl ToString) -> Self {
+    /// What was tried, and what came of it.
+    pub fn failed(what: impl Into<String>, why: impl ToString) -> Self {
         Self::Failed { what: what.into(), why: why.to_string() }
     }
 
