@@ -32,7 +32,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="how long each is measured (30)")
     parser.add_argument("--attempts", type=int, default=5, metavar="N", help="how often to try when one crashes (5)")
     parser.add_argument("--only", choices=["xl-remus", "romulus"], help="measure only one of them")
-    parser.add_argument("--suspect-ms", type=int, default=5000, metavar="MS", help="silence after which Romulus's backup acts (5000)")
+    parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which Romulus's backup acts (10000)")
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--romulus", required=True, help=argparse.SUPPRESS)
