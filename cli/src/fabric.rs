@@ -45,6 +45,7 @@ fn tcp(options: &CommonOptions, pinner: &Pinner) -> Result<TcpFabric, Failure> {
     Ok(TcpFabric::new(TcpConfig {
         streams: options.streams()?,
         congestion_control: options.congestion_control(),
+        silent_after: options.silent_after(TcpConfig::default().silent_after)?,
         on_thread_start: Some(threads::setup(pinner)),
         ..TcpConfig::default()
     }))
@@ -60,6 +61,7 @@ fn rdma(options: &CommonOptions, pinner: &Pinner) -> Result<RdmaFabric, Failure>
         gid_index: options.gid_index,
         mtu_bytes: options.mtu_bytes,
         streams: options.streams()?,
+        silent_after: options.silent_after(RdmaConfig::default().silent_after)?,
         spin: options.spin_us.map(|_| options.spin()).transpose()?,
         on_thread_start: Some(threads::setup(pinner)),
         ..RdmaConfig::default()

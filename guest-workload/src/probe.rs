@@ -30,17 +30,43 @@ fn counter() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// Both clocks at one moment. A virtual CPU that is taken away between the readings would part
+/// them for ever so long, so they are read again until the counter says that they were close.
+fn look(close_counts: u64) -> (Instant, u64) {
+    loop {
+        let before = counter();
+        let now = Instant::now();
+        let after = counter();
+        let apart = after.wrapping_sub(before);
+        if apart <= close_counts {
+            return (now, before.wrapping_add(apart / 2));
+        }
+    }
+}
+
+/// The least time between two readings of the counter around the clock, times ten: what is close.
+fn close_counts() -> u64 {
+    let apart = |_| {
+        let before = counter();
+        let _ = Instant::now();
+        counter().wrapping_sub(before)
+    };
+    10 * (0..1_000).map(apart).min().unwrap_or(u64::MAX / 2)
+}
+
 fn watch() {
-    let (started, first) = (Instant::now(), counter());
+    let close = close_counts();
+    let (started, first) = look(close);
     std::thread::sleep(CALIBRATION);
-    let per_us = (counter() - first) as f64 / started.elapsed().as_secs_f64() / 1e6;
+    let (ended, last) = look(close);
+    let per_us = last.wrapping_sub(first) as f64 / (ended - started).as_secs_f64() / 1e6;
     println!("romulus probe counts_per_us={per_us:.3}");
-    let (mut monotonic, mut counted) = (Instant::now(), counter());
+    let (mut monotonic, mut counted) = look(close);
     let mut pauses = String::new();
     let mut told = monotonic;
     loop {
         std::thread::sleep(LOOK_EVERY);
-        let (now, count) = (Instant::now(), counter());
+        let (now, count) = look(close);
         let seen_us = (now - monotonic).as_secs_f64() * 1e6;
         let gap_us = count.wrapping_sub(counted) as f64 / per_us;
         if let Some((stopped_us, away_us)) = pause_us(gap_us, seen_us) {
@@ -68,6 +94,14 @@ fn pause_us(gap_us: f64, seen_us: f64) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::pause_us;
+
+    #[test]
+    fn both_clocks_are_read_at_one_moment() {
+        let close = super::close_counts();
+        let (first, counted) = super::look(close);
+        let (second, count) = super::look(close);
+        assert!(second >= first && count > counted);
+    }
 
     #[test]
     fn a_guest_that_waits_is_not_paused_and_one_that_is_suspended_is() {

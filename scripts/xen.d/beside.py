@@ -19,6 +19,8 @@ from protection import BACKUP, PRIMARY, Protection, figures  # noqa: E402
 DOMAIN, NUMBER = "beside", 102
 # A first checkpoint is a full copy; figures begin after so many.
 WARM_UP = 5
+# The probe must see nothing for so long before anybody protects the domain.
+UNPROTECTED_S = 10
 
 
 def parse():
@@ -30,7 +32,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="how long each is measured (30)")
     parser.add_argument("--attempts", type=int, default=5, metavar="N", help="how often to try when one crashes (5)")
     parser.add_argument("--only", choices=["xl-remus", "romulus"], help="measure only one of them")
-    parser.add_argument("--suspect-ms", type=int, default=5000, metavar="MS", help="silence after which Romulus's backup acts (5000)")
+    parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which Romulus's backup acts (10000)")
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--romulus", required=True, help=argparse.SUPPRESS)
@@ -122,6 +124,10 @@ def attempt(options, protect):
         lab.domain(PRIMARY, options.image_dir, DOMAIN, options.guest_mib, NUMBER, **settings)
         console = lab.console(PRIMARY, DOMAIN)
         wait_for("the probe", lambda: console.says("romulus probe"))
+        began = time.monotonic()
+        time.sleep(UNPROTECTED_S)
+        if false := console.pauses_us(began, time.monotonic()):
+            raise Failure(f"the probe sees suspensions of a guest that nobody suspends: {false}")
         return protect(options, lab, console)
 
 

@@ -29,7 +29,7 @@ def parse():
     parser.add_argument("--interval", type=float, default=100, metavar="MS", help="length of an epoch (100)")
     parser.add_argument("--dirty-mib-per-second", type=float, default=1, metavar="MIB", help="rate of rewritten pages (1)")
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="how long it is protected before the kill (20)")
-    parser.add_argument("--suspect-ms", type=int, default=5000, metavar="MS", help="silence after which the backup acts; emulated hosts are slow (5000)")
+    parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which the backup acts; emulated hosts are slow (10000)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="memory of each host, half of it for dom0 (2048)")
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)

@@ -23,7 +23,7 @@ def parse():
     parser.add_argument("--backups", type=int, default=3, metavar="N", help="hosts of backups to kill, each in a new lab (3)")
     parser.add_argument("--interval", type=float, default=100, metavar="MS", help="length of an epoch (100)")
     parser.add_argument("--within", type=float, default=15, metavar="S", help="a kill comes this long after the start at most (15)")
-    parser.add_argument("--suspect-ms", type=int, default=5000, metavar="MS", help="silence after which a host acts (5000)")
+    parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which a host acts (10000)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments (1)")
     parser.add_argument("--json", metavar="FILE", help="write what came of each kill")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)

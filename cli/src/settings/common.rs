@@ -180,6 +180,13 @@ impl CommonOptions {
         Ok(after)
     }
 
+    /// When the fabric gives up a silent connection: not before the host at its other end is
+    /// suspected, since a host whose connections end has no time to show that it lives.
+    pub fn silent_after(&self, least: Duration) -> Result<Duration, Failure> {
+        let least_ms = u64::try_from(least.as_millis()).unwrap_or(u64::MAX);
+        Ok(self.suspect_after(least_ms)?.max(least))
+    }
+
     /// Data streams.
     pub fn streams(&self) -> Result<usize, Failure> {
         match self.streams.unwrap_or(2) {
