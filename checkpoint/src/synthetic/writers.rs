@@ -17,6 +17,37 @@ const PACE_STEP: Duration = Duration::from_millis(1);
 /// Longest sleep of a writer; it is woken anyway.
 const SLEEP: Duration = Duration::from_millis(200);
 
+/// Hands out the writes of [`Pace::PerSecond`], by the guest's running time.
+#[derive(Clone, Copy, Debug)]
+struct Pacer {
+    /// Running time before this has been handed out; later by every pause since.
+    handed_out: Instant,
+}
+
+impl Pacer {
+    fn new(now: Instant) -> Self {
+        Self { handed_out: now }
+    }
+
+    /// The writes of the running time up to now; `None` while a step goes on.
+    fn due(&mut self, rate: u64, now: Instant) -> Option<u64> {
+        let elapsed = now.saturating_duration_since(self.handed_out);
+        let count = (rate as f64 * elapsed.as_secs_f64()) as u64;
+        if elapsed < PACE_STEP || count == 0 {
+            return None;
+        }
+        // What is left of a write counts for the next.
+        self.handed_out += Duration::from_secs_f64(count as f64 / rate as f64);
+        Some(count)
+    }
+
+    /// The guest stood still. What it had run of a step before counts when it goes on: else intervals
+    /// not much longer than a step would leave nothing to write.
+    fn stood_still(&mut self, from: Instant, to: Instant) {
+        self.handed_out += to.saturating_duration_since(from);
+    }
+}
+
 /// What the threads and the guest share.
 #[derive(Debug)]
 pub(super) struct World {
@@ -149,7 +180,7 @@ impl World {
         let mut chooser = Chooser::new(pattern, first, pages, seed);
         let mut last_resume = u64::MAX;
         let mut budget = 0;
-        let mut step_began = Instant::now();
+        let mut pacer = Pacer::new(Instant::now());
         while !self.stop.load(Ordering::Acquire) {
             let seen = self.wake_writers.seen();
             if let Pace::PerResume(count) | Pace::PerEpoch(count) = pace {
@@ -164,20 +195,17 @@ impl World {
             }
             let unfinished = matches!(pace, Pace::PerEpoch(_)) && budget > 0;
             if self.paused.load(Ordering::Acquire) && !unfinished {
+                let parked = Instant::now();
                 self.park(matches!(pace, Pace::PerEpoch(_)).then_some(last_resume));
-                step_began = Instant::now();
+                pacer.stood_still(parked, Instant::now());
                 continue;
             }
             match pace {
                 Pace::Unlimited => budget = 1,
                 Pace::PerResume(_) | Pace::PerEpoch(_) => {}
                 Pace::PerSecond(rate) => {
-                    let elapsed = step_began.elapsed();
-                    if elapsed >= PACE_STEP {
-                        // What a slow machine did not manage in a step is not made up for.
-                        budget = (rate as f64 * elapsed.as_secs_f64()) as u64;
-                        step_began = Instant::now();
-                    }
+                    // What a slow machine did not manage in a step is not made up for.
+                    budget = pacer.due(rate, Instant::now()).unwrap_or(budget);
                 }
                 Pace::Idle => {}
             }
@@ -199,6 +227,43 @@ impl World {
 mod tests {
     use super::*;
     use crate::ids::PageIndex;
+
+    /// Writes handed out in a second of running time that is cut into pieces by pauses as long, looked
+    /// at `looks` times in each piece.
+    fn handed_out(rate: u64, run: Duration, looks: u32) -> u64 {
+        let mut now = Instant::now();
+        let mut pacer = Pacer::new(now);
+        let mut written = 0;
+        for _ in 0..Duration::from_secs(1).as_nanos() / run.as_nanos() {
+            for _ in 0..looks {
+                now += run / looks;
+                written += pacer.due(rate, now).unwrap_or(0);
+            }
+            pacer.stood_still(now, now + run);
+            now += run;
+        }
+        written
+    }
+
+    #[test]
+    fn paced_writing_goes_by_running_time_however_short_its_pieces() {
+        for (run_us, looks) in
+            [(1_000_000, 4000), (10_000, 7), (1000, 1), (1000, 3), (999, 1), (300, 2), (10, 1)]
+        {
+            for rate in [500, 1000, 12_345, 1_000_000] {
+                let written = handed_out(rate, Duration::from_micros(run_us), looks);
+                // The last step may not be over.
+                let open = rate / 1000 + 1;
+                let pieces = 1_000_000 / run_us * run_us;
+                let all = rate * pieces / 1_000_000;
+                let most = all + 1;
+                assert!(
+                    (all.saturating_sub(open)..=most).contains(&written),
+                    "{written} of {all} at {rate}/s in pieces of {run_us} us"
+                );
+            }
+        }
+    }
 
     #[test]
     fn dirty_pages_are_collected_once_as_extents() {
