@@ -17,7 +17,7 @@ pub enum Code {
     Moved = 5,
     /// The measured run did not do what its options demand (see `--require-...`).
     Short = 6,
-    /// Figures are worse than before, beyond the noise.
+    /// Figures are worse than before, beyond the noise, or missing.
     Worse = 7,
 }
 
@@ -29,7 +29,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   3  not exact: the image differs from the guest at the committed pause, or output ran ahead of it
   5  the guest went to the backup without being asked to
   6  a run fell short of what --require-... demands
-  7  compare: figures are worse than before, beyond the noise";
+  7  compare: figures are worse than before, beyond the noise, or missing";
 
 /// An end with an exit code and a message for people.
 #[derive(Clone, Debug, thiserror::Error)]

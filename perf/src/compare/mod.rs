@@ -27,6 +27,10 @@ pub struct CompareCommand {
     #[command(flatten)]
     rule: Rule,
 
+    /// Figures that are in A alone are no failure
+    #[arg(long)]
+    allow_missing: bool,
+
     /// Write what was found to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -54,7 +58,7 @@ struct Comparison {
     same: usize,
     only_before: Vec<String>,
     only_after: Vec<String>,
-    /// Machines differ: figures then say little about the programs.
+    /// Machines differ, or one build has assertions: figures then say little about the programs.
     machines_differ: bool,
     figures: Vec<Compared>,
 }
@@ -72,9 +76,26 @@ pub fn run(command: &CompareCommand) -> Result<ExitCode, Failure> {
     if found.worse + found.better + found.changed + found.same == 0 {
         return Err(Failure::failed("the two have no figure in common: nothing was compared"));
     }
-    match found.worse {
-        0 => Ok(ExitCode::SUCCESS),
-        worse => Err(Failure::new(Code::Worse, format!("{worse} figures are worse beyond the noise"))),
+    found.judge(command.allow_missing)
+}
+
+impl Comparison {
+    /// A figure that is there no more may be one that got worse: what could not be measured has none.
+    fn judge(&self, allow_missing: bool) -> Result<ExitCode, Failure> {
+        let missing = if allow_missing { 0 } else { self.only_before.len() };
+        match (self.worse, missing) {
+            (0, 0) => Ok(ExitCode::SUCCESS),
+            (worse, 0) => {
+                Err(Failure::new(Code::Worse, format!("{worse} figures are worse beyond the noise")))
+            }
+            (worse, missing) => {
+                let text = format!(
+                    "{worse} figures are worse beyond the noise, {missing} of A are missing in B (--allow-missing \
+                     lets them)"
+                );
+                Err(Failure::new(Code::Worse, text))
+            }
+        }
     }
 }
 
@@ -134,7 +155,10 @@ fn compare(before: &Results, after: &Results, rule: &Rule) -> Comparison {
         .filter(|(run, figure)| find(&old, run, figure).is_none())
         .map(|(run, figure)| name(run, figure))
         .collect();
-    let machine = |run: &Run| (run.machine.cpu.clone(), run.machine.cores, run.machine.kernel.clone());
+    let machine = |run: &Run| {
+        let machine = &run.machine;
+        (machine.cpu.clone(), machine.cores, machine.kernel.clone(), machine.debug_assertions)
+    };
     let machines: Vec<_> = before.runs.iter().map(machine).collect();
     found.machines_differ = after.runs.iter().any(|run| !machines.contains(&machine(run)));
     found
@@ -142,7 +166,7 @@ fn compare(before: &Results, after: &Results, rule: &Rule) -> Comparison {
 
 fn tell(found: &Comparison, rule: &Rule) {
     if found.machines_differ {
-        println!("the machines differ: what changed may be theirs");
+        println!("the machines or the builds differ: what changed may be theirs");
     }
     for verdict in [Change::Worse, Change::Better, Change::Changed] {
         for figure in found.figures.iter().filter(|figure| figure.verdict == verdict) {
@@ -210,5 +234,17 @@ mod tests {
         let empty = Results::of(Vec::new());
         let found = compare(&results(&[1.0], Better::Higher), &empty, &Rule::default());
         assert_eq!(found.only_before, ["fabric: x 4 KiB"]);
+        let failure = found.judge(false).unwrap_err();
+        assert_eq!(failure.code, Code::Worse);
+        assert!(failure.message.contains("0 figures are worse") && failure.message.contains("1 of A"));
+        assert!(found.judge(true).is_ok());
+    }
+
+    #[test]
+    fn builds_with_and_without_assertions_differ() {
+        let before = results(&[1.0], Better::Higher);
+        let mut after = before.clone();
+        after.runs[0].machine.debug_assertions ^= true;
+        assert!(compare(&before, &after, &Rule::default()).machines_differ);
     }
 }

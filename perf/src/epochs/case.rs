@@ -261,12 +261,16 @@ impl Case {
         }
     }
 
-    /// What tells its figures from others.
+    /// What tells its figures from others. An interval that was searched for is a result: with it,
+    /// figures of two results would never be compared.
     pub fn labels(&self) -> Labels {
-        let labels = Labels::default()
-            .with("case", self.name.as_str())
+        let labels = Labels::default().with("case", self.name.as_str());
+        let labels = match self.find_max {
+            true => labels,
+            false => labels.with("interval_ms", self.interval_ms),
+        };
+        let labels = labels
             .with("guest_mib", self.guest_mib)
-            .with("interval_ms", self.interval_ms)
             .with("pattern", self.pattern.name())
             .with("fill", self.fill.name())
             .with("writers", self.writers)
@@ -306,5 +310,30 @@ fn loads(scenario: &Scenario) -> Result<Vec<Load>, String> {
             let load = |rate| if rate == 0 { Load::Unlimited } else { Load::PerSecond(rate) };
             Ok(rates.values().into_iter().map(load).collect())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Given {
+        #[command(flatten)]
+        fabric: FabricOptions,
+    }
+
+    #[test]
+    fn a_rate_that_was_searched_for_tells_no_figures_apart() {
+        let options = Given::parse_from(["test"]).fabric;
+        let case =
+            |find_max| Case::of(&Scenario { find_max, ..Scenario::default() }, &options).unwrap().remove(0);
+        let at = |case: &Case, rate: f64| Case { interval_ms: 1e3 / rate, ..case.clone() }.labels();
+        let sought = case(true);
+        assert_eq!(at(&sought, 100.0), at(&sought, 50.0));
+        let set = case(false);
+        assert_ne!(at(&set, 100.0), at(&set, 50.0));
     }
 }

@@ -182,11 +182,13 @@ fn run_scenario(
                 details.push(detail);
                 if outcome.verified.exact {
                     tally.measured += 1;
+                    outcomes.push(outcome);
                 } else {
                     let fault = outcome.verified.first_fault.as_deref().unwrap_or("the digest is wrong");
                     tally.not_exact.push(format!("{name} {}: {fault}", case.name));
+                    // Losing pages is a way to be fast.
+                    notes.push(format!("{}: NOT EXACT, its figures are left out: {fault}", case.name));
                 }
-                outcomes.push(outcome);
             }
             Err(failure) => {
                 notes.push(format!("{}: failed: {}", case.name, failure.message));
@@ -243,7 +245,10 @@ fn run_case(command: &EpochsCommand, case: &Case, view: &mut View) -> Result<(Ou
     };
     let (case, measured, max_rate) = measured_at(case, found, &engine, view)?;
     let verified = engine.finish(view)?;
-    let memcpy_us = memcpy::measure(&engine.memory, &engine.observer.samples())?;
+    let (memory, samples) = (engine.memory.clone(), engine.observer.samples());
+    // Its threads go first: a memcpy beside them is no limit.
+    drop(engine);
+    let memcpy_us = memcpy::measure(&memory, &samples)?;
     let outcome = Outcome { case, measured, sync_s, alone_pages_per_second, memcpy_us, verified, max_rate };
     Ok((outcome, probes))
 }

@@ -11,8 +11,8 @@ use crate::exit::{Failure, OrFail};
 const TARGET_BYTES: usize = 64 << 20;
 
 /// Microseconds that one thread takes to copy the pages of each of these epochs from the guest into
-/// memory that exists. The pages are as cold as a run left them: an epoch's are too, but for the
-/// words that the guest wrote.
+/// memory that exists. The pages are cold: verifying has gone through the cache. An epoch's are too, but
+/// for the words that the guest wrote, unless they are few and written again and again.
 pub fn measure(guest: &[Memory], epochs: &[Vec<Extent>]) -> Result<Vec<f64>, Failure> {
     let target = romulus_host::memory::staging(TARGET_BYTES).or_fail("memory for a memcpy")?;
     let mut at = 0;

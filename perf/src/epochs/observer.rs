@@ -62,13 +62,21 @@ impl Schedule {
         self.anchor = Some(if count == 1 { first } else { now });
         Due { first, count, step: interval }
     }
+
+    /// What has become due since the last epoch began; none of it has begun.
+    fn waiting(&self, now: Instant, interval: Duration) -> Option<Due> {
+        let first = self.anchor? + interval;
+        let behind = now.checked_duration_since(first).filter(|behind| !behind.is_zero())?;
+        let count = behind.as_nanos().div_ceil(interval.as_nanos().max(1));
+        Some(Due { first, count: (count as u64).min(MOST_DUE), step: interval })
+    }
 }
 
 #[derive(Debug)]
 struct Books {
     schedule: Schedule,
-    /// The epoch that is being captured.
-    present: Option<Due>,
+    /// The epoch that is being captured, and when its pause began.
+    present: Option<(Due, Instant)>,
     /// Captured and not acked.
     flights: VecDeque<(GateMark, Due)>,
     pause: Latencies,
@@ -140,10 +148,33 @@ impl Observer {
         self.sampling.store(true, Ordering::Release);
     }
 
-    /// What was seen since measuring began.
-    pub fn seen(&self) -> Seen {
+    /// What was seen since measuring began. What waits still has waited until now: else a stall that
+    /// lasts to the end would not be seen at all.
+    pub fn seen(&self, now: Instant) -> Seen {
+        let interval = self.interval();
         let books = self.books();
-        Seen { pause: books.pause.clone(), commit: books.commit.clone(), paused: books.paused }
+        let mut seen =
+            Seen { pause: books.pause.clone(), commit: books.commit.clone(), paused: books.paused };
+        let begun = |due: &Due| due.first < now;
+        for (_, due) in books.flights.iter().filter(|(_, due)| begun(due)) {
+            due.record(now, &mut seen.commit);
+        }
+        if let Some((due, began)) = books.present.filter(|(due, _)| begun(due)) {
+            due.record(now, &mut seen.pause);
+            seen.paused += now.saturating_duration_since(began);
+            if books.flights.back().is_none_or(|(_, last)| *last != due) {
+                due.record(now, &mut seen.commit);
+            }
+        }
+        if let Some(due) = books.schedule.waiting(now, interval) {
+            due.record(now, &mut seen.pause);
+            due.record(now, &mut seen.commit);
+        }
+        seen
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_nanos(self.interval_ns.load(Ordering::Acquire))
     }
 
     /// The pages of some epochs.
@@ -153,9 +184,9 @@ impl Observer {
 
     /// The guest is about to be paused; the number of the pause since measuring began.
     pub fn pause_begins(&self, now: Instant) -> u64 {
-        let interval = Duration::from_nanos(self.interval_ns.load(Ordering::Acquire));
+        let interval = self.interval();
         let mut books = self.books();
-        books.present = Some(books.schedule.begin(now, interval));
+        books.present = Some((books.schedule.begin(now, interval), now));
         self.pauses.fetch_add(1, Ordering::AcqRel) + 1
     }
 
@@ -168,7 +199,7 @@ impl Observer {
     pub fn pause_ends(&self, began: Instant, now: Instant) {
         let books = &mut *self.books();
         books.paused += now.saturating_duration_since(began);
-        if let Some(due) = books.present.take() {
+        if let Some((due, _)) = books.present.take() {
             due.record(now, &mut books.pause);
         }
     }
@@ -176,7 +207,7 @@ impl Observer {
     /// The epoch being captured has this mark.
     pub fn marked(&self, mark: GateMark) {
         let mut books = self.books();
-        if let Some(due) = books.present.filter(|_| books.flights.len() < ROOM) {
+        if let Some((due, _)) = books.present.filter(|_| books.flights.len() < ROOM) {
             books.flights.push_back((mark, due));
         }
     }
@@ -210,7 +241,8 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// Epochs every 10 ms with pauses of 1 ms and commits after 2 ms; the 50th pause takes 300 ms.
-    fn play(observer: &Observer) {
+    /// Gives the end.
+    fn play(observer: &Observer) -> Instant {
         let mut at = Instant::now();
         for epoch in 1..=100u64 {
             let pause = if epoch == 50 { 300 * MS } else { MS };
@@ -220,13 +252,14 @@ mod tests {
             observer.released(GateMark(epoch), at + pause + MS);
             at += pause.max(10 * MS);
         }
+        at
     }
 
     #[test]
     fn a_stall_counts_for_every_epoch_that_it_left_out() {
         let observer = Observer::new(10 * MS);
-        play(&observer);
-        let seen = observer.seen();
+        let end = play(&observer);
+        let seen = observer.seen(end);
         // 99 that were in time, and those that were due while the 50th went on: the first 10 ms of
         // its 300 are its own interval.
         assert_eq!((seen.pause.count(), seen.commit.count()), (100 + 29, 100 + 29));
@@ -236,6 +269,50 @@ mod tests {
         assert!(seen.pause.quantile_us(0.85) > 50_000.0, "{}", seen.pause.line());
         assert!(seen.commit.quantile_us(0.85) > 50_000.0, "{}", seen.commit.line());
         assert_eq!(seen.paused, 99 * MS + 300 * MS);
+    }
+
+    #[test]
+    fn a_stall_that_lasts_to_the_end_counts_as_one_that_ends_there() {
+        let end_after = 295 * MS;
+        let seen = |ends: bool, marked: bool| {
+            let observer = Observer::new(10 * MS);
+            let begun = play(&observer);
+            let end = begun + end_after;
+            observer.pause_begins(begun);
+            if marked || ends {
+                observer.marked(GateMark(101));
+            }
+            if ends {
+                observer.pause_ends(begun, end);
+                observer.released(GateMark(101), end);
+            }
+            observer.seen(end)
+        };
+        let ended = seen(true, true);
+        assert_eq!(ended.pause.count(), 129 + 1 + 29);
+        for marked in [false, true] {
+            let lasts = seen(false, marked);
+            assert_eq!(lasts.paused, ended.paused);
+            for (lasts, ended) in [(&lasts.pause, &ended.pause), (&lasts.commit, &ended.commit)] {
+                assert_eq!(lasts.count(), ended.count());
+                assert_eq!(lasts.quantile_us(1.0), ended.quantile_us(1.0));
+                assert_eq!(lasts.quantile_us(0.9), ended.quantile_us(0.9));
+            }
+        }
+    }
+
+    #[test]
+    fn epochs_that_are_not_acked_at_the_end_have_waited_until_then() {
+        let observer = Observer::new(10 * MS);
+        let begun = play(&observer);
+        observer.pause_begins(begun);
+        observer.marked(GateMark(101));
+        observer.pause_ends(begun, begun + MS);
+        let seen = observer.seen(begun + 8 * MS);
+        assert_eq!((seen.pause.count(), seen.commit.count()), (130, 130));
+        // And it is said of that moment only.
+        observer.released(GateMark(101), begun + 9 * MS);
+        assert_eq!(observer.seen(begun + 10 * MS).commit.count(), 130);
     }
 
     #[test]
@@ -262,9 +339,9 @@ mod tests {
     #[test]
     fn what_was_seen_before_measuring_is_forgotten() {
         let observer = Observer::new(10 * MS);
-        play(&observer);
+        let end = play(&observer);
         observer.reset();
-        assert_eq!(observer.seen().pause.count(), 0);
+        assert_eq!(observer.seen(end).pause.count(), 0);
         assert_eq!(observer.pause_begins(Instant::now()), 1);
     }
 }

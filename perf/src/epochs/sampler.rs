@@ -169,6 +169,7 @@ pub fn measure(
         }
     }
     let after = Baseline::take(engine)?;
+    let seen = engine.observer.seen(after.at);
     let primary = Side(after.primary.since(&before.primary));
     let cpu_by_thread = after.cpu.since(&before.cpu);
     let disturbed = DISTURBANCES.iter().zip(after.disturbances.iter().zip(&before.disturbances));
@@ -176,7 +177,7 @@ pub fn measure(
         seconds: (after.at - before.at).as_secs_f64(),
         epochs: primary.phase(Phase::CommitLatency).len(),
         late: after.late - before.late,
-        seen: engine.observer.seen(),
+        seen,
         cpu: Sides::of(&cpu_by_thread),
         cpu_by_thread,
         bytes_written: after.bytes_written - before.bytes_written,

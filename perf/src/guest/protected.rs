@@ -10,8 +10,11 @@ use super::rate::WorkRate;
 use crate::exit::{Failure, OrFail};
 use crate::results::{Beside, Better, Labels, Measurement, Run, Sampled, names};
 
-/// Protected for so long before it is measured, in seconds.
+/// Protected for so long before it is measured, in seconds, at the least.
 const SETTLING_S: f64 = 1.0;
+/// What `romulus protect` calls recent goes back so far at the most, in seconds: all of it is to be of
+/// the protected guest, without the trial load.
+const RECENT_S: f64 = 5.0;
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -52,7 +55,7 @@ pub fn pair(stage: &mut Stage, rate: &mut WorkRate, case: &Case, seconds: f64) -
     let address = stage.start_backup(stage.listen_address()).or_fail("the backup")?;
     stage.start_protect(&address, 1e3 / case.rate).or_fail("protection")?;
     stage.wait_protected().or_fail("protection")?;
-    rate.measure(SETTLING_S)?;
+    rate.measure(SETTLING_S.max(RECENT_S - seconds))?;
     let before = status(stage)?;
     let protected = rate.measure(seconds)?;
     let after = status(stage)?;
@@ -64,11 +67,8 @@ pub fn pair(stage: &mut Stage, rate: &mut WorkRate, case: &Case, seconds: f64) -
         return Err(Failure::failed("romulus protect began anew while it was measured"));
     }
     let epochs = grown("/epochs_committed");
-    let recent = |name: &str, field: &str| {
-        let short = number(&after, "/metrics/recent_s") <= seconds + SETTLING_S;
-        let span = if short { "recent_phases_us" } else { "phases_us" };
-        number(&after, &format!("/metrics/{span}/{name}/{field}"))
-    };
+    let recent =
+        |name: &str, field: &str| number(&after, &format!("/metrics/recent_phases_us/{name}/{field}"));
     Ok(Pair {
         unprotected,
         protected,

@@ -129,7 +129,7 @@ mod tests {
         let plots = plots::all(&results);
         let page = html(&results, &plots);
         assert_eq!(page.matches("<svg").count(), 2, "pause and its phases");
-        assert!(page.contains("Not in these results") && page.contains("--find-max"));
+        assert!(page.contains("Not in these results") && page.contains("romulus-perf epochs max"));
         assert!(page.contains("1000 &lt;pages&gt;") && !page.contains("1000 <pages>"));
         assert!(page.contains("50,000 us"));
         for foreign in ["<script", "http://", "https://", "url(", "@import"] {

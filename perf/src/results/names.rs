@@ -2,7 +2,7 @@
 //!
 //! Labels of the figures of `epochs`: `case` (text, unique in a run), `guest_mib`, `dirty_pages`
 //! (aimed at, for each epoch; absent where the load is pages a second), `pages_per_second`,
-//! `interval_ms`, `pattern`, `fabric`, `streams`, `capture`, `copy_workers`, `pinned`, `tracking`
+//! `interval_ms` (absent where the rate is searched for), `pattern`, `fabric`, `streams`, `capture`, `copy_workers`, `pinned`, `tracking`
 //! (`reported` or `write_protect`), `sparse`. `side` (`primary`, `backup`) where both have one.
 
 /// Checkpoints acked a second.

@@ -100,9 +100,14 @@ fn a_corrupted_page_is_caught_and_named() {
         let (output, results) = perf(&arguments);
         assert_eq!(output.status.code(), Some(NOT_EXACT), "{}", said(&output));
         assert!(said(&output).contains("page 77:"), "{}", said(&output));
-        let results = results.expect("results").runs.remove(0).result;
-        assert_eq!(results[0]["verified"]["exact"], false);
-        assert_eq!(results[0]["verified"]["corrupt_pages"], 1);
+        let run = results.expect("results").runs.remove(0);
+        assert_eq!(run.result[0]["verified"]["exact"], false);
+        assert_eq!(run.result[0]["verified"]["corrupt_pages"], 1);
+        assert!(
+            run.measurements.is_empty() && run.histograms.is_empty(),
+            "figures of an engine that lost a page"
+        );
+        assert!(run.notes.iter().any(|note| note.contains("NOT EXACT")), "{:?}", run.notes);
     }
 }
 
