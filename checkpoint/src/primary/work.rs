@@ -102,7 +102,9 @@ impl Primary {
     /// The guest has been paused, since `began` at the earliest: the mark to give to the gate.
     pub fn paused(&mut self, began: Time) -> GateMark {
         self.last_mark = self.last_mark.next();
-        self.image.early = false;
+        // An epoch that began while output was free does not end what has been held since.
+        let was_free = self.image.capture.is_some_and(|capture| !capture.held);
+        self.image.early &= was_free && !self.gate.is_open();
         if let Some(capture) = &mut self.image.capture {
             capture.mark = self.last_mark;
             capture.paused_at = began;

@@ -1,8 +1,7 @@
 //! The filters on a guest's tap: one takes what the guest sends to the gate, one keeps what the
 //! gate releases from coming back to the guest.
 //!
-//! The first carries a cookie, by which a later process knows it as ours and reads what was set
-//! beside it.
+//! Both carry a cookie, by which a later process knows them as ours and reads what was set beside them.
 
 use std::io;
 
@@ -58,15 +57,14 @@ pub(super) enum Found {
     Foreign,
 }
 
-/// Whether an interface has no filters, whatever queues it has.
-pub(super) fn is_bare(netlink: &Netlink, index: u32) -> io::Result<bool> {
-    let bare = |hook| look_at(netlink, index, hook).map(|found| found == Found::Nothing);
-    Ok(bare(TcHandle::MIN_INGRESS)? && bare(TcHandle::MIN_EGRESS)?)
-}
-
 /// Looks at the filters on an interface's ingress.
 pub(super) fn look(netlink: &Netlink, index: u32) -> io::Result<Found> {
     look_at(netlink, index, TcHandle::MIN_INGRESS)
+}
+
+/// Looks at the filters on both hooks: that which holds, and that which diverts.
+pub(super) fn look_at_both(netlink: &Netlink, index: u32) -> io::Result<(Found, Found)> {
+    Ok((look(netlink, index)?, look_at(netlink, index, TcHandle::MIN_EGRESS)?))
 }
 
 fn look_at(netlink: &Netlink, index: u32, hook: u16) -> io::Result<Found> {
@@ -107,7 +105,7 @@ fn cookie_of(filter: &TcMessage) -> Option<Restore> {
 /// Sends everything that comes in on `from` to `to` instead. From the call's return on nothing
 /// passes; whatever `to` cannot take, or when it is gone, is dropped.
 pub(super) fn redirect_all(netlink: &Netlink, from: u32, to: u32, restore: Restore) -> io::Result<()> {
-    let actions = vec![redirect_to(to, Some(restore.to_cookie()))];
+    let actions = vec![redirect_to(to, restore)];
     let options = vec![TcOption::MatchAll(TcFilterMatchAllOption::Action(actions.clone()))];
     match add(netlink, from, TcHandle::MIN_INGRESS, TcFilterMatchAll::KIND, options) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {}
@@ -118,13 +116,19 @@ pub(super) fn redirect_all(netlink: &Netlink, from: u32, to: u32, restore: Resto
 }
 
 /// Sends what goes out on `from` with this source address to `to` instead, where nobody reads.
-pub(super) fn divert_source(netlink: &Netlink, from: u32, source: Mac, to: u32) -> io::Result<()> {
+pub(super) fn divert_source(
+    netlink: &Netlink,
+    from: u32,
+    source: Mac,
+    to: u32,
+    restore: Restore,
+) -> io::Result<()> {
     let [a, b, c, d, e, f] = source;
     let keys = vec![
         key(u32::from_be_bytes([a, b, c, d]), u32::MAX, SOURCE_OFFSET),
         key(u32::from_be_bytes([e, f, 0, 0]), 0xffff_0000, SOURCE_OFFSET + 4),
     ];
-    let options = u32_options(keys, vec![redirect_to(to, None)]);
+    let options = u32_options(keys, vec![redirect_to(to, restore)]);
     add(netlink, from, TcHandle::MIN_EGRESS, TcFilterU32::KIND, options)
 }
 
@@ -143,7 +147,7 @@ fn header(index: u32, hook: u16) -> TcHeader {
     }
 }
 
-fn redirect_to(index: u32, cookie: Option<Vec<u8>>) -> TcAction {
+fn redirect_to(index: u32, restore: Restore) -> TcAction {
     let mut generic = TcActionGeneric::default();
     generic.action = TcActionType::Stolen;
     let mut mirror = TcMirror::default();
@@ -152,7 +156,7 @@ fn redirect_to(index: u32, cookie: Option<Vec<u8>>) -> TcAction {
     mirror.ifindex = index;
     let mut action = TcAction::default();
     action.attributes.push(TcActionAttribute::Kind(TcActionMirror::KIND.into()));
-    action.attributes.extend(cookie.map(TcActionAttribute::Cookie));
+    action.attributes.push(TcActionAttribute::Cookie(restore.to_cookie()));
     action
         .attributes
         .push(TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]));

@@ -207,17 +207,33 @@ impl Plumbing {
         self.try_close(netlink, before)
     }
 
+    /// Sees to it that what [`close`](Self::close) set is there.
+    pub(super) fn close_again(&self, netlink: &Netlink) -> Result<(), GateError> {
+        match self.is_torn(netlink).map_err(failed(&self.spec, "looking at the tap's filters"))? {
+            true => self.mend(netlink),
+            false => Ok(()),
+        }
+    }
+
     /// `before` is known where other settings of the gate still stand.
-    fn try_close(&self, netlink: &Netlink, before: Option<Restore>) -> Result<(), GateError> {
+    fn try_close(&self, netlink: &Netlink, mut before: Option<Restore>) -> Result<(), GateError> {
         let (spec, index, mac) = (&self.spec, self.tap_index, self.spec.mac);
         let tap = link::find_index(netlink, index).map_err(failed(spec, "looking at the tap"))?;
         let tap = tap.ok_or_else(|| refused(spec, "the tap has vanished"))?;
         let add = || link::add_clsact(netlink, index).map_err(failed(spec, "adding a clsact queue"));
         let mut made = add()?;
-        if !made && filter::is_bare(netlink, index).map_err(failed(spec, "looking at the tap's filters"))? {
-            // An empty one is made anew. An empty `ingress`, which could not be taken away again, stays.
-            link::remove_clsact(netlink, index).map_err(failed(spec, "removing an empty clsact queue"))?;
-            made = add()?;
+        if !made {
+            let (holding, diverting) =
+                filter::look_at_both(netlink, index).map_err(failed(spec, "looking at the tap's filters"))?;
+            // An empty one, or a gate's whose filter that holds is gone, is made anew. An empty `ingress`,
+            // which could not be taken away again, stays.
+            if holding == Found::Nothing && diverting != Found::Foreign {
+                link::remove_clsact(netlink, index).map_err(failed(spec, "removing a clsact queue"))?;
+                made = add()?;
+            }
+            if let Found::Ours(restore) = diverting {
+                before = before.or(Some(restore));
+            }
         }
         if !made {
             return Err(refused(
@@ -244,7 +260,7 @@ impl Plumbing {
         }
         link::set_multicast_router(netlink, index, link::all_multicast())
             .map_err(failed(spec, "letting all multicast pass to the tap"))?;
-        filter::divert_source(netlink, index, mac, self.outlet_index)
+        filter::divert_source(netlink, index, mac, self.outlet_index, restore)
             .map_err(failed(spec, "keeping the guest's packets from coming back to it"))
     }
 
@@ -259,8 +275,12 @@ impl Plumbing {
 pub(super) fn remove(netlink: &Netlink, spec: &NicSpec) -> Result<(), GateError> {
     let tap = link::find(netlink, &spec.tap).map_err(failed(spec, "looking for the interface"))?;
     let Some(tap) = tap else { return Ok(()) };
-    let found = filter::look(netlink, tap.index).map_err(failed(spec, "looking at the tap's filters"))?;
-    let Found::Ours(restore) = found else { return Ok(()) };
+    let found = filter::look_at_both(netlink, tap.index);
+    let restore = match found.map_err(failed(spec, "looking at the tap's filters"))? {
+        // The second: somebody took away the filter that holds, and that one alone.
+        (Found::Ours(restore), _) | (Found::Nothing, Found::Ours(restore)) => restore,
+        _ => return Ok(()),
+    };
     link::remove_clsact(netlink, tap.index).map_err(failed(spec, "removing the gate's filters"))?;
     let unpinned =
         if restore.address_stays { Ok(()) } else { link::unpin_address(netlink, tap.index, spec.mac) };

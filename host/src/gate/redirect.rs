@@ -82,6 +82,8 @@ struct Losses {
 struct Links {
     closed: bool,
     want_open: bool,
+    /// Everything may leave: a tap without its filter is as it should be.
+    passing: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -197,13 +199,17 @@ impl OutputGate for RedirectGate {
         let shared = &*self.shared;
         let mut links = lock(&shared.links);
         links.want_open = false;
-        if !links.closed {
+        if links.closed {
+            // Of several cards some may be open: opening fails card by card.
+            shared.each(|plumbing| plumbing.close_again(&shared.netlink))?;
+        } else {
             if let Err(error) = shared.each(|plumbing| plumbing.close(&shared.netlink)) {
                 let undone = shared.each(|plumbing| plumbing::remove(&shared.netlink, &plumbing.spec));
                 return undone.and(Err(error));
             }
             links.closed = true;
         }
+        links.passing = false;
         // Now every packet comes this way; those sent before this call may still leave.
         for (_, nic) in &shared.nics {
             nic.hold();
@@ -223,7 +229,9 @@ impl OutputGate for RedirectGate {
             for (_, nic) in &self.shared.nics {
                 nic.pass();
             }
-            lock(&self.shared.links).want_open = true;
+            let mut links = lock(&self.shared.links);
+            (links.want_open, links.passing) = (true, true);
+            drop(links);
             self.shared.links_changed.notify_all();
         } else {
             for (_, nic) in &self.shared.nics {
@@ -320,10 +328,11 @@ impl Shared {
             if !(links.want_open && links.closed) {
                 let waited = self.links_changed.wait_timeout(links, LOOK_EVERY);
                 links = waited.unwrap_or_else(PoisonError::into_inner).0;
-                if links.closed && !links.want_open && looked.elapsed() >= LOOK_EVERY {
+                let holds = links.closed && !links.want_open && !links.passing;
+                if holds && looked.elapsed() >= LOOK_EVERY {
                     self.mend_links(looked);
                     looked = Instant::now();
-                } else if !links.closed {
+                } else if !holds {
                     looked = Instant::now();
                 }
                 continue;

@@ -449,8 +449,10 @@ pub fn torn() {
     let before = listing();
     let gate = world.gate();
     gate.hold().unwrap();
-    for times in 1..=2 {
-        run("tc", "qdisc del dev guest0 clsact");
+    // All of it, and the filter that holds alone.
+    let away = ["qdisc del dev guest0 clsact", "filter del dev guest0 ingress"];
+    for (times, away) in (1..).zip([away, away].concat()) {
+        run("tc", away);
         world.send(times);
         world.expect([times]);
         let lost = || {
