@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use romulus_checkpoint::Epoch;
 use romulus_checkpoint::arbiter::Ownership;
-use romulus_checkpoint::primary::PrimaryState;
+use romulus_checkpoint::primary::{PrimaryState, Work};
 
 use super::harness::{World, backup_config, primary_config};
 
@@ -84,6 +84,35 @@ fn i1_nobody_takes_over_from_an_epoch_of_the_time_when_output_was_free() {
         }
     }
     assert!(refused > 100 && taken > 0, "{refused} deaths with an image before protection, {taken} after");
+}
+
+/// Output begins to be held while the capture of an epoch is under way that began before: that epoch covers
+/// nothing of it, and the one that does begins at once all the same.
+#[test]
+fn the_first_epoch_that_is_waited_for_begins_at_once_also_after_a_capture_under_way() {
+    let steps_until_held = {
+        let mut world = World::new(7);
+        (0..)
+            .take_while(|_| {
+                world.step();
+                !world.holds()
+            })
+            .count()
+    };
+    let mut world = World::new(7);
+    (0..steps_until_held).for_each(|_| world.step());
+    assert!(!world.holds() && world.primary.acked() == Epoch(0) && world.primary.unacked() == 1);
+    world.now = world.now.after(primary_config().interval);
+    assert_eq!(world.primary.next_work(world.now), Work::Checkpoint { last: false });
+    world.flush();
+    assert!(world.holds() && world.primary.acked() == Epoch(1), "held since the first ack");
+    world.checkpoint(false);
+    assert_eq!(world.primary.unacked(), 1);
+    assert_eq!(world.primary.next_work(world.now), Work::Checkpoint { last: false }, "at once");
+    // That one ends what is held: the next is due an interval later.
+    world.checkpoint(false);
+    world.flush();
+    assert!(matches!(world.primary.next_work(world.now), Work::Wait { .. }));
 }
 
 /// Nobody keeps a backup from taking over from its first epoch where nobody arbitrates.

@@ -338,7 +338,8 @@ impl World {
         self.pump_primary();
     }
 
-    fn checkpoint(&mut self, last: bool) {
+    /// The guest is paused for an epoch that the primary asked for, which is placed and sent.
+    pub fn checkpoint(&mut self, last: bool) {
         let mark = self.primary.paused(self.now);
         assert!(mark.0 > self.gate.mark, "marks grow");
         self.gate.mark = mark.0;

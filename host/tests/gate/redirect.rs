@@ -467,6 +467,8 @@ pub fn torn() {
         gate.release(&acked(times));
         world.expect([10 + times]);
     }
+    // Whether or not that is noticed before.
+    run("tc", "filter del dev guest0 ingress");
     gate.detach().unwrap();
     drop(gate);
     assert_eq!(listing(), before, "nothing that was set twice is left behind");
