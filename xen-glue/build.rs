@@ -28,7 +28,7 @@ mod bind {
             headers: "#include <xenctrl.h>\n#include <xen/hvm/params.h>\n#include <xen/sched.h>\n\
                       int xc_get_pfn_type_batch(xc_interface *xch, uint32_t dom, unsigned int num, xen_pfn_t *arr);\n\
                       #define ROMULUS_PAGE_NOT_THERE XEN_DOMCTL_PFINFO_XTAB\n",
-            functions: "xc_interface_(open|close)|xc_version|xc_domain_(getinfolist|pause|unpause|destroy|shutdown|\
+            functions: "xc_interface_(open|close)|xc_version|xc_physinfo|xc_domain_(getinfolist|pause|unpause|destroy|\
                         hvm_getcontext|hvm_setcontext|nr_gpfns|get_tsc_info|set_tsc_info|subscribe_for_suspend)|\
                         xc_hvm_param_(get|set)|xc_shadow_control|xc_logdirty_control|xc_evtchn_alloc_unbound|\
                         xc__hypercall_buffer_(alloc|free)_pages|xc_get_pfn_type_batch",
@@ -53,15 +53,14 @@ mod bind {
             module: "events",
             name: "Events",
             headers: "#include <xenevtchn.h>\n",
-            functions: "xenevtchn_(open|close|fd|notify|bind_interdomain|unbind|pending|unmask)",
+            functions: "xenevtchn_(open|close|fd|notify|bind_interdomain|pending|unmask)",
             variables: "",
         },
         Library {
             module: "store",
             name: "Store",
             headers: "#include <xenstore.h>\n",
-            functions: "xs_(open|close|read|write|mkdir|rm|directory|watch|unwatch|fileno|check_watch|\
-                        transaction_start|transaction_end|resume_domain)",
+            functions: "xs_(open|close|read|write|rm|directory|transaction_start|transaction_end|resume_domain)",
             variables: "",
         },
     ];
@@ -96,7 +95,6 @@ mod bind {
                 .header_contents(&format!("{}.h", self.module), self.headers)
                 .clang_arg("-D__XEN_TOOLS__")
                 .allowlist_function(self.functions)
-                .allowlist_type("xs_watch_type")
                 .allowlist_var(self.variables)
                 .dynamic_library_name(self.name)
                 .dynamic_link_require_all(true)

@@ -61,7 +61,7 @@ pub fn open(options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure
         )
     })?;
     if how.as_os_str() == "xen" {
-        return open_xen();
+        return open_xen(options);
     }
     let text = std::fs::read_to_string(how)
         .map_err(|e| Failure::usage(format!("--standby {}: {e}", how.display())))?;
@@ -73,14 +73,15 @@ pub fn open(options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure
 }
 
 #[cfg(feature = "xen")]
-fn open_xen() -> Result<(Box<dyn Standby>, Info), Failure> {
-    let standby =
-        romulus_xen::XenStandby::open().map_err(|e| Failure::failed(format!("--standby xen: {e}")))?;
+fn open_xen(options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure> {
+    let may_have = romulus_xen::StandbyAllowances { disks: options.allow_standby_disks == Some(true) };
+    let standby = romulus_xen::XenStandby::open(may_have)
+        .map_err(|e| Failure::failed(format!("--standby xen: {e}")))?;
     let info = Info::Xen(standby.info());
     Ok((Box::new(standby), info))
 }
 
 #[cfg(not(feature = "xen"))]
-fn open_xen() -> Result<(Box<dyn Standby>, Info), Failure> {
+fn open_xen(_options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure> {
     Err(Failure::usage("--standby xen: this build knows no Xen (cargo feature `xen`)".into()))
 }

@@ -82,7 +82,12 @@ class XenLab:
         words = [LAB, "run", "--kind", "xen", "--name", self.name, "--hosts", str(hosts), "--memory", str(memory_mib)]
         words += ["--timeout", "0", "--", "sleep", "infinity"]
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, preexec_fn=die_with_parent)
-        wait_for("the hosts' boot", self.up)
+        try:
+            wait_for("the hosts' boot", self.up)
+        except BaseException:
+            # Nobody has this value yet, who could end it.
+            self.end()
+            raise
 
     def up(self):
         if self.process.poll() is not None:
@@ -153,5 +158,8 @@ class XenLab:
         for child in self.children:
             child.kill()
             child.wait()
+        self.end()
+
+    def end(self):
         self.process.terminate()
         self.process.wait()

@@ -48,11 +48,17 @@ def domain(options, lab):
     return lab.console(PRIMARY, DOMAIN)
 
 
+def noted(lab, domid):
+    """Whether xenstore says that somebody has the domain."""
+    return "owner" in lab.run(PRIMARY, "xenstore-ls", f"/local/domain/{domid}/romulus", check=False)
+
+
 def kill_romulus(options, moments):
     """All kills in one lab, of one domain."""
     outcomes = []
     with XenLab() as lab:
         console = domain(options, lab)
+        domid = lab.run(PRIMARY, "xl", "domid", DOMAIN).strip()
         for number in range(1, options.kills + 1):
             protection = Protection(lab, options.romulus, DOMAIN, options.interval, options.suspect_ms, acts="primary")
             protection.start_backup()
@@ -68,11 +74,13 @@ def kill_romulus(options, moments):
             lab.run(PRIMARY, "kill", "-KILL", pid)
             protection.protect.wait()
             runs_on(console, time.monotonic())
+            # The guard takes the note away only after the log of written pages is off, and no
+            # suspension is in doubt any more.
+            wait_for("the end of the guard's work", lambda: not noted(lab, domid), patience_s=300)
             protection.backup.kill()
             protection.backup.wait()
             outcomes.append({"state": state, "runs": True})
             print(f"kill {number}: it was {state}; the domain runs on", flush=True)
-        # Only a domain whose log of written pages is off again can be protected.
         protection = Protection(lab, options.romulus, DOMAIN, options.interval, options.suspect_ms, acts="primary")
         protection.start()
         print("after the last kill the domain was protected again", flush=True)

@@ -16,9 +16,9 @@ pub(crate) struct Claim {
 pub(crate) enum Owner {
     /// Nobody.
     Nobody,
-    /// A process that has ended.
+    /// A process that has ended, or this one.
     Dead,
-    /// A process that lives, by its id.
+    /// Another process, which lives, by its id.
     Alive(u32),
 }
 
@@ -30,14 +30,24 @@ impl Claim {
 
     /// Who has the domain.
     pub fn owner(&self, store: &Store) -> Result<Owner, XenError> {
-        Ok(store.read(&self.owner)?.map_or(Owner::Nobody, |text| judge(&text, start_time)))
+        Ok(judge(store.read(&self.owner)?.as_deref(), std::process::id(), start_time))
     }
 
-    /// This process has it from now on.
-    pub fn take(&self, store: &Store) -> Result<(), XenError> {
+    /// This process has it from now on, unless another that lives has it; who had it before.
+    pub fn take(&self, store: &Store) -> Result<Owner, XenError> {
         let pid = std::process::id();
-        let started = start_time(pid).unwrap_or_default();
-        store.write(&self.owner, &format!("{pid} {started}"))
+        let note = format!("{pid} {}", start_time(pid).unwrap_or_default());
+        loop {
+            let transaction = store.transaction()?;
+            let before = judge(transaction.read(&self.owner)?.as_deref(), pid, start_time);
+            if matches!(before, Owner::Alive(_)) {
+                return Ok(before);
+            }
+            transaction.write(&self.owner, &note)?;
+            if transaction.commit()? {
+                return Ok(before);
+            }
+        }
     }
 
     /// Nobody has it from now on.
@@ -57,10 +67,11 @@ impl Claim {
 }
 
 /// A note is a process id and the time at which the process started, since ids are used again.
-fn judge(text: &str, start_time: impl Fn(u32) -> Option<u64>) -> Owner {
+fn judge(note: Option<&str>, own: u32, start_time: impl Fn(u32) -> Option<u64>) -> Owner {
+    let Some(text) = note else { return Owner::Nobody };
     let (pid, started) = text.split_once(' ').unwrap_or((text, ""));
     let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.parse::<u64>()) else { return Owner::Dead };
-    if start_time(pid) == Some(started) { Owner::Alive(pid) } else { Owner::Dead }
+    if pid != own && start_time(pid) == Some(started) { Owner::Alive(pid) } else { Owner::Dead }
 }
 
 /// When a process started, in ticks since the machine did; `None` if it has ended.
@@ -81,13 +92,15 @@ mod tests {
 
     #[test]
     fn a_note_of_a_dead_process_is_told_from_one_of_a_live_one() {
-        let own = std::process::id();
-        let note = format!("{own} {}", start_time(own).unwrap());
-        assert_eq!(judge(&note, start_time), Owner::Alive(own));
-        assert_eq!(judge(&format!("{own} 1"), start_time), Owner::Dead, "the id was used again");
-        assert_eq!(judge("1 2", |_| None), Owner::Dead);
+        let (own, init) = (std::process::id(), 1);
+        let note = |pid| format!("{pid} {}", start_time(pid).unwrap());
+        assert_eq!(judge(None, own, start_time), Owner::Nobody);
+        assert_eq!(judge(Some(&note(own)), init, start_time), Owner::Alive(own));
+        assert_eq!(judge(Some(&note(own)), own, start_time), Owner::Dead, "its own of an earlier protection");
+        assert_eq!(judge(Some(&format!("{own} 1")), init, start_time), Owner::Dead, "the id was used again");
+        assert_eq!(judge(Some("1 2"), own, |_| None), Owner::Dead);
         for text in ["", "x", "1", "-1 5", "7 y"] {
-            assert_eq!(judge(text, |_| Some(5)), Owner::Dead, "{text}");
+            assert_eq!(judge(Some(text), own, |_| Some(5)), Owner::Dead, "{text}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Owner};
 use crate::domain::{self, Xen};
 use crate::error::XenError;
 use crate::guest::{FREEZE_LIMIT, SuspendRequest};
@@ -37,7 +37,9 @@ pub struct XenHandle {
     domid: u32,
     uuid: [u8; 16],
     request: SuspendRequest,
-    /// No suspension that the protector asked for can happen any more.
+    /// No suspension that the protector asked for can happen any more. Only who died with the pause
+    /// flag up can have left one in doubt, and then [`resume_if_paused`](Self::resume_if_paused) comes
+    /// first.
     settled: bool,
 }
 
@@ -47,7 +49,7 @@ impl XenHandle {
         let (domid, uuid) = read_access(access)
             .ok_or_else(|| XenError::failed("finding a domain", format!("`{access}` names none")))?;
         let request = SuspendRequest::new(domid);
-        Ok(Self { xen: Xen::open()?, domid, uuid, request, settled: false })
+        Ok(Self { xen: Xen::open()?, domid, uuid, request, settled: true })
     }
 
     fn info(&self) -> Result<Option<DomainInfo>, XenError> {
@@ -64,11 +66,28 @@ impl XenHandle {
         }
     }
 
-    /// Lets it run on if it is suspended; ok if it runs already.
-    pub fn resume_if_paused(&mut self) -> Result<(), XenError> {
-        if self.request.take_back(&self.xen.store)? {
-            self.settled = true;
+    /// Whether this process has the domain now. A protector that lives and has it already saw it run
+    /// when it began: what it finds suspended it suspended itself.
+    fn take(&mut self) -> Result<bool, XenError> {
+        if self.info()?.is_none() {
+            return Err(XenError::Gone { domid: self.domid });
         }
+        let before = Claim::new(self.domid).take(&self.xen.store)?;
+        if let Owner::Alive(pid) = before {
+            tracing::info!(domid = self.domid, pid, "another process protects the domain: it is left alone");
+            self.settled = true;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Lets it run on if it is suspended; ok if it runs already. The domain is this process's until
+    /// [`tidy`](Self::tidy), so that no protector's suspension is taken for the one that died.
+    pub fn resume_if_paused(&mut self) -> Result<(), XenError> {
+        if !self.take()? {
+            return Ok(());
+        }
+        self.settled = self.request.take_back(&self.xen.store)?;
         self.watch(FIRST_WAIT)
     }
 
@@ -88,16 +107,24 @@ impl XenHandle {
         }
     }
 
-    /// Ends the log of its writes, and what else a protector that died has left in the domain.
+    /// Ends the log of its writes, and what else a protector that died has left in the domain, unless
+    /// another one has it by now. The next is refused until no suspension is in doubt.
     pub fn tidy(&mut self) -> Result<(), XenError> {
+        if !self.take()? {
+            return Ok(());
+        }
         let logged = crate::guest::end_log(&self.xen, self.domid);
         let told = self.xen.control.tell_suspension(self.domid, 0);
-        let claim = Claim::new(self.domid).give_back(&self.xen.store);
         if !self.settled {
             // Its kernel may have agreed to a suspension, and be long about it.
             self.watch(FREEZE_LIMIT)?;
+            self.settled = true;
         }
-        logged.and(told).and(claim)
+        if let Err(error) = self.xen.store.resumed(self.domid) {
+            tracing::warn!(%error, "the domain's own end may go unnoticed by its toolstack");
+        }
+        logged.and(told)?;
+        Claim::new(self.domid).give_back(&self.xen.store)
     }
 
     /// Destroys it; ok if it is gone already.

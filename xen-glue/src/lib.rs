@@ -28,4 +28,4 @@ pub use guest::{XenGuest, XenOptions};
 #[cfg(feature = "xen")]
 pub use handle::XenHandle;
 #[cfg(feature = "xen")]
-pub use standby::{XenStandby, XenStandbyInfo};
+pub use standby::{StandbyAllowances, XenStandby, XenStandbyInfo};

@@ -75,10 +75,11 @@ impl Backup {
 
     /// The image is lost, with the standby in whose memory it was. As if this backup had just been
     /// started: the primary is told, and goes on alone once the record says so. Call when no copy
-    /// runs and no takeover is under way.
-    pub fn image_lost(&mut self, why: &str, now: Time, actions: &mut Actions) {
+    /// runs. False, and nothing is done, where a takeover is under way or the session is over: the
+    /// standby is not to be touched then.
+    pub fn image_lost(&mut self, why: &str, now: Time, actions: &mut Actions) -> bool {
         if self.standing != Standing::Backup || self.takeover.is_some() {
-            return;
+            return false;
         }
         if self.link.phase == LinkPhase::Down {
             self.because(format_args!("{why}"));
@@ -87,6 +88,7 @@ impl Backup {
         }
         self.forget();
         self.refresh_state(actions);
+        true
     }
 
     /// The operator ends this backup. A guest that runs here is not touched.

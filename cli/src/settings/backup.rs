@@ -27,6 +27,10 @@ pub struct BackupOptions {
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 
+    /// A Xen standby may have the disks that the primary names: files and devices of this host
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_standby_disks: Option<bool>,
+
     /// Largest arena lent to a primary, in MiB [default: what is available, less a tenth]
     #[arg(long, value_name = "MIB")]
     pub memory_limit_mib: Option<u64>,
@@ -51,7 +55,11 @@ pub struct BackupOptions {
 impl BackupOptions {
     /// Takes what is unset from the settings file.
     pub fn or(mut self, file: BackupOptions) -> Self {
-        fill_unset!(self, file, [listen, standby, run_dir, memory_limit_mib, takeover, accept_split_brain]);
+        fill_unset!(
+            self,
+            file,
+            [listen, standby, run_dir, allow_standby_disks, memory_limit_mib, takeover, accept_split_brain]
+        );
         self.common = self.common.or(file.common);
         self
     }

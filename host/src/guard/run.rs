@@ -174,9 +174,16 @@ impl Hands<'_> {
     }
 
     /// A handle that failed is made anew the next time.
-    fn or_forget<T>(&mut self, result: Result<T, String>) -> Result<T, String> {
+    fn or_forget_guest<T>(&mut self, result: Result<T, String>) -> Result<T, String> {
         if result.is_err() {
             self.guest = None;
+        }
+        result
+    }
+
+    /// As [`or_forget_guest`](Self::or_forget_guest); the guest's handle knows what was done to it.
+    fn or_forget_gate<T>(&mut self, result: Result<T, String>) -> Result<T, String> {
+        if result.is_err() {
             self.gate = None;
         }
         result
@@ -211,15 +218,15 @@ fn act(mut guard: Guard, hands: &mut Hands<'_>, words: LastWords) -> Outcome {
             Action::Swap { expected, new } => Input::Swapped(hands.arbiter.swap(guest, Some(expected), new)),
             Action::Resume(_) => {
                 let result = hands.guest().and_then(|guest| guest.resume_if_paused());
-                Input::Done(hands.or_forget(result))
+                Input::Done(hands.or_forget_guest(result))
             }
             Action::OpenGate(grant) => {
                 let result = hands.open_gate(grant);
-                Input::Done(hands.or_forget(result))
+                Input::Done(hands.or_forget_gate(result))
             }
             Action::Destroy => {
                 let result = hands.guest().and_then(|guest| guest.destroy());
-                Input::Done(hands.or_forget(result))
+                Input::Done(hands.or_forget_guest(result))
             }
             Action::Wait(pause, why) => {
                 if *why != last_reason {

@@ -17,7 +17,7 @@ pub struct Vif {
 }
 
 impl Vif {
-    /// From what xenstore has below `device/vif/DEVID` and below its back end.
+    /// From what xenstore has below `/libxl/DOMID/device/vif/DEVID` and below its back end.
     pub fn read(domid: u32, devid: u32, backend: u32, mac: Option<&str>, interface: Option<&str>) -> Self {
         let interface = interface.filter(|name| !name.is_empty());
         Self {
@@ -82,6 +82,12 @@ pub fn plan(
     if reasons.is_empty() { Ok(gates) } else { Err(reasons.join("; ")) }
 }
 
+/// The domain in which a back end runs, by its path in xenstore: `/local/domain/0/backend/vif/3/0`.
+pub fn backend_domain(path: &str) -> Option<u32> {
+    let (domain, rest) = path.strip_prefix("/local/domain/")?.split_once('/')?;
+    rest.starts_with("backend/").then(|| domain.parse().ok())?
+}
+
 fn parse_mac(text: &str) -> Option<Mac> {
     let mut parts = text.trim().split(':');
     let mut mac = Mac::default();
@@ -100,6 +106,16 @@ mod tests {
         let choices = GateChoices::parse(choices.iter().copied())?;
         let can = |_: &NicSpec| if bridged { Ok(()) } else { Err(GateError("no bridge".into())) };
         plan(vifs, &choices, &can)
+    }
+
+    #[test]
+    fn a_back_ends_domain_is_in_its_path() {
+        assert_eq!(backend_domain("/local/domain/0/backend/vif/3/0"), Some(0));
+        assert_eq!(backend_domain("/local/domain/12/backend/vif/3/0"), Some(12));
+        for path in ["", "/local/domain/0", "/local/domain/x/backend/vif/3/0", "/local/domain/0/device/vif/0"]
+        {
+            assert_eq!(backend_domain(path), None, "{path}");
+        }
     }
 
     #[test]

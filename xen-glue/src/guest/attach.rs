@@ -1,6 +1,7 @@
 //! Attaching to a running domain: discovery, refusals, the mapped memory.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use romulus_host::gate::can_redirect;
 use romulus_transport::Memory;
@@ -8,6 +9,7 @@ use romulus_transport::Memory;
 use super::events::Events;
 use super::options::XenOptions;
 use super::state::params;
+use super::suspend::Patience;
 use super::{PauseDetail, XenGuest};
 use crate::claim::Claim;
 use crate::discover::config::Config;
@@ -69,6 +71,8 @@ impl XenGuest {
             in_doubt: false,
             stays_paused: false,
             events: Events::default(),
+            patience: Patience::default(),
+            store_told: Instant::now(),
             detail: PauseDetail::default(),
             xen,
             options,
@@ -87,7 +91,7 @@ fn findings(xen: &Xen, info: &DomainInfo) -> Result<Findings, XenError> {
         assisted_paging: info.assisted_paging,
         shared_pages: info.shared_pages,
         paged_pages: info.paged_pages,
-        pci_devices: xen.store.list(&format!("/local/domain/{domid}/device/pci"))?.len(),
+        pci_devices: xen.store.list(&format!("{}/pci", devices(domid)))?.len(),
         stub_domain: stub.and_then(|text| text.parse().ok()).filter(|domain| *domain != 0),
         shutdown: info.shutdown.map(|reason| format!("{reason:?}")),
         dying: info.dying,
@@ -123,14 +127,25 @@ fn plan_gates(xen: &Xen, domid: u32, options: &XenOptions) -> Result<Vec<VifGate
     }
 }
 
+/// The toolstack's own list of a domain's devices. What is below the domain's own `device` the guest
+/// can write, and so hide a card whose output is to be held.
+fn devices(domid: u32) -> String {
+    format!("/libxl/{domid}/device")
+}
+
 fn vifs(xen: &Xen, domid: u32) -> Result<Vec<Vif>, XenError> {
-    let folder = format!("/local/domain/{domid}/device/vif");
+    let folder = format!("{}/vif", devices(domid));
     let mut vifs = Vec::new();
     for name in xen.store.list(&folder)? {
         let Ok(devid) = name.parse::<u32>() else { continue };
-        let front = |node: &str| xen.store.read(&format!("{folder}/{devid}/{node}"));
-        let backend = front("backend-id")?.and_then(|text| text.parse().ok()).unwrap_or(0);
-        let (mac, path) = (front("mac")?, front("backend")?);
+        let node = |name: &str| xen.store.read(&format!("{folder}/{devid}/{name}"));
+        let (mac, path) = (node("mac")?, node("backend")?);
+        let backend = path.as_deref().and_then(vif::backend_domain).ok_or_else(|| {
+            XenError::failed(
+                format!("looking where the back end of card vif{devid} of domain {domid} runs"),
+                format!("xenstore's {folder}/{devid}/backend says {path:?}"),
+            )
+        })?;
         let interface = match path {
             Some(path) if backend == 0 => xen.store.read(&format!("{path}/vifname"))?,
             _ => None,

@@ -10,6 +10,7 @@ mod state;
 mod suspend;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use romulus_checkpoint::GuestLayout;
 use romulus_checkpoint::wire::message::MachineIdentity;
@@ -28,7 +29,11 @@ use detail::PauseDetail;
 use dirty::DirtyLog;
 use events::Events;
 use state::StateSaver;
-use suspend::Suspender;
+use suspend::{Patience, Suspender};
+
+/// How often xenstored is told that the domain runs: it may have taken a suspension for an end when
+/// another domain ended meanwhile, and would not tell of the domain's own end then.
+const TELL_STORE_EVERY: Duration = Duration::from_secs(1);
 
 /// A PVH domain that somebody else started.
 ///
@@ -55,6 +60,9 @@ pub struct XenGuest {
     /// Another host may come to run it: it stays paused when this value goes.
     stays_paused: bool,
     events: Events,
+    patience: Patience,
+    /// When xenstored was last told that it runs.
+    store_told: Instant,
     detail: PauseDetail,
     options: XenOptions,
 }
@@ -105,6 +113,9 @@ impl XenGuest {
         if self.suspended {
             self.xen.control.resume_fast(self.domid)?;
             self.suspended = false;
+            if self.store_told.elapsed() >= TELL_STORE_EVERY {
+                self.tell_store();
+            }
         }
         self.stays_paused = false;
         Ok(())
@@ -116,10 +127,24 @@ impl XenGuest {
         if self.is_gone() {
             return Ok(());
         }
-        let logged = tracking.log.stop();
-        let told = tracking.suspender.stop();
-        let claim = self.claim.give_back(&self.xen.store);
-        logged.and(told).and(claim)
+        let (logged, told) = (tracking.log.stop(), tracking.suspender.stop());
+        self.tell_store();
+        self.put_back(logged, told)
+    }
+
+    /// The domain is nobody's, if nothing of its protection is left in it; else the next protector has
+    /// to know of it.
+    fn put_back(&self, logged: Result<(), XenError>, told: Result<(), XenError>) -> Result<(), XenError> {
+        logged.and(told)?;
+        self.claim.give_back(&self.xen.store)
+    }
+
+    /// See [`Store::resumed`](crate::library::Store::resumed).
+    fn tell_store(&mut self) {
+        self.store_told = Instant::now();
+        if let Err(error) = self.xen.store.resumed(self.domid) {
+            tracing::warn!(%error, "the domain's own end may go unnoticed by its toolstack");
+        }
     }
 }
 

@@ -9,9 +9,9 @@ use romulus_transport::Memory;
 
 use super::dirty::DirtyLog;
 use super::state::StateSaver;
-use super::suspend::Suspender;
+use super::suspend::{Patience, Suspender, Waited};
 use super::{Tracking, XenGuest};
-use crate::domain;
+use crate::domain::{self, Xen};
 use crate::error::XenError;
 
 fn not_now(what: &str, why: &str) -> GuestError {
@@ -62,18 +62,23 @@ impl Guest for XenGuest {
         self.in_doubt = true;
         self.detail.note("xen_ask", start);
         let start = Instant::now();
-        let ended = tracking.suspender.wait(self.options.suspend_timeout);
+        let limit = self.options.suspend_timeout;
+        let ended = tracking.suspender.wait(limit);
         self.detail.note("xen_suspend", start);
         match ended {
-            Ok(None) => {
+            Ok(Waited::Suspended) => {
                 self.in_doubt = false;
                 self.suspended = true;
+                self.patience = Patience::default();
                 Ok(())
             }
-            Ok(Some(info)) => {
+            Ok(Waited::Otherwise(info)) => {
                 self.in_doubt = false;
                 self.events.look(self.domid, Some(&info), false);
                 Err(not_now("pausing the domain", "it has come to an end by itself"))
+            }
+            Ok(Waited::TooLong { paused }) => {
+                Err(self.patience.too_long(self.domid, limit, paused).guest("pausing the domain"))
             }
             Err(error) => Err(error.guest("pausing the domain")),
         }
@@ -97,10 +102,9 @@ impl Guest for XenGuest {
             return Err(not_now("collecting dirty pages", "nothing is tracked"));
         };
         let start = Instant::now();
-        let mut outcome = tracking.log.collect(&self.frames, dirty);
-        if outcome.is_ok() && self.suspended {
-            outcome = self.check_memory();
-        }
+        // Looked at first: what is read from the log is lost when a look behind it fails.
+        let steady = if self.suspended { check_memory(&self.xen, self.domid, self.pages) } else { Ok(()) };
+        let outcome = steady.and_then(|()| tracking.log.collect(&self.frames, dirty));
         if self.suspended {
             self.detail.note("xen_log", start);
         }
@@ -156,40 +160,32 @@ impl Guest for XenGuest {
 impl XenGuest {
     fn start(&mut self) -> Result<(), XenError> {
         let log = DirtyLog::start(&self.xen, self.domid, &self.claim, &self.frames)?;
-        let rest = self.claim.take(&self.xen.store).and_then(|()| {
-            let saver = StateSaver::new(&self.xen, self.domid)?;
-            Ok((saver, Suspender::start(&self.xen, self.domid, &self.claim)?))
-        });
+        let rest = StateSaver::new(&self.xen, self.domid)
+            .and_then(|saver| Ok((saver, Suspender::start(&self.xen, self.domid, &self.claim)?)));
         match rest {
             Ok((saver, suspender)) => {
                 self.tracking = Some(Tracking { suspender, log, saver });
                 Ok(())
             }
             Err(error) => {
-                let undone = [
-                    log.stop(),
-                    self.xen.control.tell_suspension(self.domid, 0),
-                    self.claim.give_back(&self.xen.store),
-                ];
-                for error in undone.into_iter().filter_map(Result::err) {
+                let undone = self.put_back(log.stop(), self.xen.control.tell_suspension(self.domid, 0));
+                if let Err(error) = undone {
                     tracing::warn!(%error, "taking back a failed start of tracking");
                 }
                 Err(error)
             }
         }
     }
+}
 
-    /// The pages that are mapped must be the ones that it has.
-    fn check_memory(&self) -> Result<(), XenError> {
-        let info = self.xen.control.domain(self.domid)?;
-        let pages = info.ok_or(XenError::Gone { domid: self.domid })?.pages;
-        if pages == self.pages {
-            return Ok(());
-        }
-        Err(XenError::Refused(format!(
-            "domain {} had {} pages when its protection began and has {pages} now (ballooning?): protect it again, and \
-             leave its memory as it is (maxmem equal to memory)",
-            self.domid, self.pages
-        )))
+/// The pages that are mapped must be the ones that it has.
+fn check_memory(xen: &Xen, domid: u32, mapped: u64) -> Result<(), XenError> {
+    let pages = xen.control.domain(domid)?.ok_or(XenError::Gone { domid })?.pages;
+    if pages == mapped {
+        return Ok(());
     }
+    Err(XenError::Refused(format!(
+        "domain {domid} had {mapped} pages when its protection began and has {pages} now (ballooning?): protect it \
+         again, and leave its memory as it is (maxmem equal to memory)"
+    )))
 }

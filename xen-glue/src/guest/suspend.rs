@@ -23,6 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const OTHERS_LIMIT: Duration = Duration::from_secs(1);
 const OTHERS_POLL: Duration = Duration::from_millis(5);
 const SUSPEND: &str = "suspend";
+/// Suspensions in a row that take too long before protection ends.
+const MOST_TOO_LONG: u32 = 2;
 
 /// A request in xenstore.
 pub(crate) struct SuspendRequest {
@@ -81,10 +83,41 @@ pub(super) struct Suspender {
 }
 
 /// What came of a wait.
-enum Waited {
+pub(super) enum Waited {
+    /// It has suspended itself.
     Suspended,
+    /// It has come to another end.
     Otherwise(DomainInfo),
-    TooLong,
+    /// Neither in time; whether somebody else has paused it, so that it cannot.
+    TooLong { paused: bool },
+}
+
+/// How often in a row a guest did not suspend itself in time. Its output is held meanwhile, and for the
+/// time in which each such suspension is undone.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    in_a_row: u32,
+}
+
+impl Patience {
+    /// Once more. Once may be a slow host; the second time it is the guest, and protection has to end.
+    pub fn too_long(&mut self, domid: u32, limit: Duration, paused: bool) -> XenError {
+        let advice = "is its kernel alive, does it support suspension (control/feature-suspend)?";
+        if paused {
+            let why = "somebody has paused it, so that it cannot suspend itself (xl unpause)";
+            return XenError::failed(format!("suspending domain {domid}"), why);
+        }
+        self.in_a_row += 1;
+        if self.in_a_row < MOST_TOO_LONG {
+            let why = format!("the guest does not suspend itself within {limit:?}; {advice}");
+            return XenError::failed(format!("suspending domain {domid}"), why);
+        }
+        XenError::Refused(format!(
+            "domain {domid} does not suspend itself ({} times in a row not within {limit:?}), and cannot be protected: \
+             {advice}",
+            self.in_a_row
+        ))
+    }
 }
 
 impl Suspender {
@@ -126,23 +159,8 @@ impl Suspender {
         Ok(())
     }
 
-    /// Waits until the guest, which was asked, has suspended itself. `Ok(Some)`: it has come to another
-    /// end.
-    pub fn wait(&self, timeout: Duration) -> Result<Option<DomainInfo>, XenError> {
-        match self.wait_for_end(timeout)? {
-            Waited::Suspended => Ok(None),
-            Waited::Otherwise(info) => Ok(Some(info)),
-            Waited::TooLong => Err(XenError::failed(
-                format!("suspending domain {}", self.domid),
-                format!(
-                    "the guest does not suspend itself within {timeout:?}; is its kernel alive, does it support \
-                     suspension (control/feature-suspend), is it paused (xl unpause)?"
-                ),
-            )),
-        }
-    }
-
-    fn wait_for_end(&self, timeout: Duration) -> Result<Waited, XenError> {
+    /// Waits until the guest, which was asked, has suspended itself.
+    pub fn wait(&self, timeout: Duration) -> Result<Waited, XenError> {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -154,7 +172,7 @@ impl Suspender {
                 Some(Shutdown::Suspend) if !info.dying => return Ok(Waited::Suspended),
                 Some(_) => return Ok(Waited::Otherwise(info)),
                 None if info.dying => return Err(XenError::Gone { domid: self.domid }),
-                None if left.is_zero() => return Ok(Waited::TooLong),
+                None if left.is_zero() => return Ok(Waited::TooLong { paused: info.paused }),
                 None => {}
             }
         }
@@ -169,7 +187,7 @@ impl Suspender {
         {
             return Ok(false);
         }
-        Ok(matches!(self.wait_for_end(FREEZE_LIMIT)?, Waited::Suspended))
+        Ok(matches!(self.wait(FREEZE_LIMIT)?, Waited::Suspended))
     }
 
     /// Ends it.
@@ -189,4 +207,22 @@ fn own_channel(xen: &Xen, domid: u32, claim: &Claim) -> Result<(EventChannel, u3
     let port = xen.control.offer_channel(domid)?;
     claim.keep_port(&xen.store, port)?;
     Ok((EventChannel::bind(&xen.library, domid, port)?, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_never_suspends_itself_ends_protection_the_second_time() {
+        let limit = Duration::from_secs(10);
+        let mut patience = Patience::default();
+        assert!(matches!(patience.too_long(3, limit, false), XenError::Failed { .. }));
+        // Not its doing.
+        assert!(matches!(patience.too_long(3, limit, true), XenError::Failed { .. }));
+        let last = patience.too_long(3, limit, false);
+        assert!(matches!(&last, XenError::Refused(text) if text.contains("2 times")), "{last}");
+        patience = Patience::default();
+        assert!(matches!(patience.too_long(3, limit, false), XenError::Failed { .. }));
+    }
 }

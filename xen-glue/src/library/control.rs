@@ -196,6 +196,16 @@ impl Control {
         Ok(text.to_string_lossy().trim().to_owned())
     }
 
+    /// Pages that belong to nobody.
+    pub fn free_pages(&self) -> Result<u64, XenError> {
+        let mut info = raw::xc_physinfo_t::default();
+        // SAFETY: one description is written.
+        match unsafe { self.library.control.xc_physinfo(self.handle, &raw mut info) } {
+            0 => Ok(info.free_pages),
+            _ => Err(last_error("asking Xen for its free memory")),
+        }
+    }
+
     /// What Xen knows of a domain; `None` if there is no such domain.
     pub fn domain(&self, domid: u32) -> Result<Option<DomainInfo>, XenError> {
         let mut info = [raw::xc_domaininfo_t::default()];
@@ -251,14 +261,6 @@ impl Control {
     pub fn destroy(&self, domid: u32) -> Result<(), XenError> {
         // SAFETY: an open handle and numbers.
         self.check(domid, "destroying", unsafe { self.library.control.xc_domain_destroy(self.handle, domid) })
-    }
-
-    /// Suspends a domain that has no drivers for Xen, without asking it.
-    pub fn suspend_unasked(&self, domid: u32) -> Result<(), XenError> {
-        let reason = raw::SHUTDOWN_suspend as c_int;
-        // SAFETY: an open handle and numbers.
-        let code = unsafe { self.library.control.xc_domain_shutdown(self.handle, domid, reason) };
-        self.check(domid, "suspending", code)
     }
 
     /// Lets a suspended domain run on as if it had not been suspended.
@@ -373,7 +375,8 @@ impl Control {
         Ok(())
     }
 
-    /// Begins to log which frames are written. `EINVAL`: it is logged already, or cannot be.
+    /// Begins to log which frames are written. `EINVAL`: it is logged already, or cannot be; told before
+    /// anything is done to the domain.
     pub fn log_dirty_on(&self, domid: u32) -> std::io::Result<()> {
         self.shadow(domid, raw::XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY)
     }
@@ -391,25 +394,16 @@ impl Control {
         if code < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Fills the bitmap with what was written since the last call, and begins anew. `Err` of `ENOSYS`
-    /// or `EINVAL` where nothing is logged.
+    /// Fills the bitmap with what was written since the last call, and begins anew. Where nothing is
+    /// logged it is filled with zeros, and that is no error.
     pub fn take_dirty(&self, domid: u32, bitmap: &mut Bitmap) -> std::io::Result<u64> {
-        self.dirty(domid, raw::XEN_DOMCTL_SHADOW_OP_CLEAN, bitmap)
-    }
-
-    /// As [`take_dirty`](Self::take_dirty), and leaves the log as it is.
-    pub fn peek_dirty(&self, domid: u32, bitmap: &mut Bitmap) -> std::io::Result<u64> {
-        self.dirty(domid, raw::XEN_DOMCTL_SHADOW_OP_PEEK, bitmap)
-    }
-
-    fn dirty(&self, domid: u32, operation: u32, bitmap: &mut Bitmap) -> std::io::Result<u64> {
         let bits = bitmap.bits();
         // SAFETY: the bitmap is a hypercall buffer with room for that many bits.
         let covered = unsafe {
             self.library.control.xc_logdirty_control(
                 self.handle,
                 domid,
-                operation,
+                raw::XEN_DOMCTL_SHADOW_OP_CLEAN,
                 bitmap.raw(),
                 bits,
                 0,
@@ -466,6 +460,19 @@ fn read_info(info: &raw::xc_domaininfo_t) -> DomainInfo {
         dying: has(raw::XEN_DOMINF_dying),
         paused: has(raw::XEN_DOMINF_paused),
         shutdown: has(raw::XEN_DOMINF_shutdown).then(|| Shutdown::from_code(code)),
-        vcpus: info.max_vcpu_id + 1,
+        // A domain without any says the greatest number.
+        vcpus: info.max_vcpu_id.checked_add(1).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_without_processors_is_read() {
+        let info = |max_vcpu_id| read_info(&raw::xc_domaininfo_t { max_vcpu_id, ..Default::default() });
+        assert_eq!(info(u32::MAX).vcpus, 0);
+        assert_eq!(info(3).vcpus, 4);
     }
 }

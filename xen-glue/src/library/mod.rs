@@ -18,7 +18,7 @@ pub use control::{Control, DomainInfo, Shutdown, TscInfo, param};
 pub use events::EventChannel;
 pub use memory::{ForeignMemory, Mapping};
 pub use policy::CpuPolicy;
-pub use store::{Store, Transaction, Watch};
+pub use store::{Store, Transaction};
 
 use crate::error::XenError;
 

@@ -1,12 +1,8 @@
 //! Xenstore.
 
 use std::ffi::{CStr, CString, c_void};
-use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Duration;
-
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::bindings::store as raw;
 use super::{Library, last_error};
@@ -20,7 +16,7 @@ pub struct Store {
 
 // SAFETY: libxenstore locks its handle.
 unsafe impl Send for Store {}
-// SAFETY: as for `Send`; a transaction is a number, and watches are handed to whoever asks first.
+// SAFETY: as for `Send`; a transaction is a number.
 unsafe impl Sync for Store {}
 
 /// A group of reads and writes that happens as one, or not at all.
@@ -28,15 +24,6 @@ pub struct Transaction<'a> {
     store: &'a Store,
     id: raw::xs_transaction_t,
     open: bool,
-}
-
-/// A watch that fired.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Watch {
-    /// What changed.
-    pub path: String,
-    /// Given when it was set.
-    pub token: String,
 }
 
 fn text(value: &str) -> Result<CString, XenError> {
@@ -152,58 +139,13 @@ impl Store {
         Ok(Transaction { store: self, id, open: true })
     }
 
-    /// Asks to be told of changes at and below a path. It fires once at once.
-    pub fn watch(&self, path: &str, token: &str) -> Result<(), XenError> {
-        let (name, mark) = (text(path)?, text(token)?);
-        // SAFETY: two strings.
-        match unsafe { self.library.store.xs_watch(self.raw(), name.as_ptr(), mark.as_ptr()) } {
-            true => Ok(()),
-            false => Err(last_error(format!("watching {path} in xenstore"))),
+    /// Tells xenstored that a domain runs on after a suspension, which it may have taken for an end.
+    pub fn resumed(&self, domid: u32) -> Result<(), XenError> {
+        // SAFETY: an open handle and a number.
+        if unsafe { self.library.store.xs_resume_domain(self.raw(), domid) } {
+            return Ok(());
         }
-    }
-
-    /// Waits for a watch to fire.
-    pub fn wait(&self, timeout: Duration) -> Result<Option<Watch>, XenError> {
-        if let Some(watch) = self.poll()? {
-            return Ok(Some(watch));
-        }
-        // SAFETY: the descriptor stays open as long as the handle, which outlives this call.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.library.store.xs_fileno(self.raw())) };
-        let limit = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
-        let mut polled = [PollFd::new(&fd, PollFlags::IN)];
-        match rustix::event::poll(&mut polled, Some(&limit)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(None),
-            Ok(_) => self.poll(),
-            Err(error) => Err(XenError::failed("waiting for xenstore", error)),
-        }
-    }
-
-    /// A watch that has fired, if one has; never waits.
-    pub fn poll(&self) -> Result<Option<Watch>, XenError> {
-        // SAFETY: an open handle.
-        let fired = unsafe { self.library.store.xs_check_watch(self.raw()) };
-        if fired.is_null() {
-            let error = std::io::Error::last_os_error();
-            return match error.raw_os_error() {
-                Some(libc::EAGAIN) => Ok(None),
-                _ => Err(XenError::failed("reading xenstore's watches", error)),
-            };
-        }
-        // SAFETY: a fired watch is a block of two strings, path and token, in that order.
-        let (path, token) = unsafe {
-            (
-                CStr::from_ptr(*fired.add(raw::xs_watch_type_XS_WATCH_PATH as usize)),
-                CStr::from_ptr(*fired.add(raw::xs_watch_type_XS_WATCH_TOKEN as usize)),
-            )
-        };
-        let watch =
-            Watch { path: path.to_string_lossy().into_owned(), token: token.to_string_lossy().into_owned() };
-        // SAFETY: one block by malloc, freed once, after the last use.
-        unsafe { libc::free(fired.cast()) };
-        Ok(Some(watch))
+        Err(last_error(format!("telling xenstored that domain {domid} runs on")))
     }
 }
 

@@ -5,8 +5,9 @@
 //! **The state of an epoch** is, in this order: `X86_TSC_INFO`, `HVM_CONTEXT`, `HVM_PARAMS`, `END`;
 //! the records that end a checkpoint in Xen's own stream, with the same layouts. See [`EpochState`].
 //!
-//! **What a standby is built from** is, in this order: `X86_CPUID_POLICY`, `X86_MSR_POLICY`, `END`; and
-//! beside the records the configuration as libxl writes it. See [`crate::machine`].
+//! **What a standby is built from** travels in the handshake as text (see [`crate::machine`]): the
+//! configuration as libxl writes it, and the bodies of `X86_CPUID_POLICY`, `X86_MSR_POLICY` and
+//! `HVM_PARAMS`. The records are put together where the standby is built (see [`crate::standby`]).
 
 mod epoch;
 

@@ -4,6 +4,9 @@
 //! **Trial.** That the domain was built is the greater part of a trial; the rest is to load the state
 //! into it, paused, which is done for the first whole epoch and once more at the takeover.
 //!
+//! **Trust.** The configuration comes from a peer and goes to `xl` as root: what it may say is in
+//! `config`.
+//!
 //! **Names.** It is called `NAME--standby` until it runs.
 
 mod config;
@@ -16,7 +19,7 @@ mod tool;
 #[cfg(feature = "xen")]
 mod seam;
 
-pub use config::{SUFFIX, StandbyConfig};
+pub use config::{SUFFIX, StandbyAllowances, StandbyConfig};
 #[cfg(feature = "xen")]
 pub use seam::{XenStandby, XenStandbyInfo};
 pub use stream::empty_domain;

@@ -6,13 +6,14 @@ use romulus_checkpoint::extent::Extent;
 use romulus_checkpoint::standby::CopyOnlyHomes;
 use romulus_transport::Memory;
 
-use super::config::StandbyConfig;
+use super::config::{StandbyAllowances, StandbyConfig};
 use super::stream::empty_domain;
 use super::tool;
+use crate::claim::{Claim, Owner};
 use crate::domain::Xen;
 use crate::error::XenError;
 use crate::layout::FrameMap;
-use crate::library::{TscInfo, param};
+use crate::library::{DomainInfo, TscInfo, param};
 use crate::machine::Machine;
 use crate::records::{EpochState, HvmParam, read_params};
 
@@ -34,23 +35,38 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Builds a paused domain of the machine's kind with these frames, all zero.
-    pub fn build(xen: Arc<Xen>, machine: &Machine, frames: &FrameMap) -> Result<Self, XenError> {
-        let config = StandbyConfig::of_guest(&machine.config)
+    pub fn build(
+        xen: Arc<Xen>,
+        machine: &Machine,
+        frames: &FrameMap,
+        may_have: StandbyAllowances,
+    ) -> Result<Self, XenError> {
+        let config = StandbyConfig::of_guest(&machine.config, may_have)
             .map_err(|why| XenError::Refused(format!("the guest's configuration: {why}")))?;
         let params = read_params(&machine.params)
             .ok_or_else(|| XenError::Refused("the guest's parameters are not as they must be".into()))?;
         let kept = kept(&params, frames);
-        if let Some(domid) = xen.by_name(&config.name)? {
-            // Of a backup that was killed: nobody else has one of this name.
+        if let Some(domid) = xen.by_name(&config.name)?
+            && let Some(info) = xen.control.domain(domid)?
+        {
+            may_replace(&config.name, &info, Claim::new(domid).owner(&xen.store)?)
+                .map_err(XenError::Refused)?;
             tracing::warn!(domid, name = config.name, "a standby of an earlier backup is destroyed");
             crate::domain::destroy(&xen.control, domid)?;
         }
+        has_room(frames.pages(), xen.control.free_pages()?).map_err(XenError::Refused)?;
         tool::restore_paused(&config.name, &empty_domain(&config.json, machine, frames))?;
         let domid = xen.by_name(&config.name)?.ok_or_else(|| {
             XenError::failed("building the standby", "xl has built it, and it is not there")
         })?;
         let mut ready = Self { xen, config, domid, memory: Vec::new(), kept };
-        ready.map(frames)?;
+        let rest = Claim::new(domid).take(&ready.xen.store).and_then(|_| ready.map(frames));
+        if let Err(error) = rest {
+            if let Err(error) = ready.destroy() {
+                tracing::warn!(domid, %error, "the standby that was half built is left behind");
+            }
+            return Err(error);
+        }
         Ok(ready)
     }
 
@@ -88,9 +104,15 @@ impl Ready {
         &self.config
     }
 
-    /// Whether it still waits.
+    /// Whether it still waits. Where nobody can tell, it does: the image is in its memory.
     pub fn check(&self) -> Result<(), XenError> {
-        let info = self.xen.control.domain(self.domid)?.ok_or(XenError::Gone { domid: self.domid })?;
+        let info = match self.xen.control.domain(self.domid) {
+            Ok(info) => info.ok_or(XenError::Gone { domid: self.domid })?,
+            Err(error) => {
+                tracing::warn!(%error, "looking after the standby");
+                return Ok(());
+            }
+        };
         if info.dying {
             return Err(XenError::Gone { domid: self.domid });
         }
@@ -137,8 +159,9 @@ impl Ready {
         self.xen.control.unpause(self.domid)
     }
 
-    /// Gives it the guest's name.
+    /// Gives it the guest's name, and to whoever protects it next.
     pub fn take_name(&self) -> Result<(), XenError> {
+        Claim::new(self.domid).give_back(&self.xen.store)?;
         tool::rename(self.domid, &self.config.guest)
     }
 
@@ -147,6 +170,37 @@ impl Ready {
         self.memory.clear();
         crate::domain::destroy(&self.xen.control, self.domid)
     }
+}
+
+/// Whether a domain that has the standby's name is the standby of a backup that was killed.
+fn may_replace(name: &str, info: &DomainInfo, owner: Owner) -> Result<(), String> {
+    let domid = info.domid;
+    if let Owner::Alive(pid) = owner {
+        return Err(format!(
+            "domain {domid} ({name}) is the standby of process {pid}: a host can have one for each name of a domain"
+        ));
+    }
+    if !info.dying && (!info.paused || info.shutdown.is_some()) {
+        return Err(format!(
+            "domain {domid} runs under the name {name}: it may be the guest, taken over earlier. Give it its name (xl \
+             rename) if it is, or destroy it (xl destroy)"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a domain of so many pages can be built.
+fn has_room(pages: u64, free: u64) -> Result<(), String> {
+    if pages <= free {
+        return Ok(());
+    }
+    let mib = |pages: u64| pages.saturating_mul(PAGE_BYTES as u64) >> 20;
+    Err(format!(
+        "the guest has {} MiB of memory, and this host's Xen has {} MiB free (xl info): free some, by a smaller dom0 \
+         (xl mem-set 0, or dom0_mem= for Xen) or fewer domains",
+        mib(pages),
+        mib(free)
+    ))
 }
 
 /// The pages of the frames that the host's services share with the domain.
@@ -163,7 +217,45 @@ fn kept(params: &[HvmParam], frames: &FrameMap) -> Vec<Extent> {
 mod tests {
     use super::*;
     use crate::layout::FrameRun;
+    use crate::library::Shutdown;
     use romulus_checkpoint::PageIndex;
+
+    #[test]
+    fn only_a_paused_domain_of_nobody_makes_way_for_a_standby() {
+        let info = |paused, shutdown| DomainInfo {
+            domid: 7,
+            uuid: [0; 16],
+            pages: 1,
+            shared_pages: 0,
+            paged_pages: 0,
+            hvm: true,
+            assisted_paging: true,
+            dying: false,
+            paused,
+            shutdown,
+            vcpus: 1,
+        };
+        for owner in [Owner::Nobody, Owner::Dead] {
+            assert!(may_replace("vm--standby", &info(true, None), owner).is_ok());
+            for running in [info(false, None), info(true, Some(Shutdown::Crash))] {
+                let why = may_replace("vm--standby", &running, owner).unwrap_err();
+                assert!(why.contains("domain 7 runs") && why.contains("xl rename"), "{why}");
+            }
+        }
+        assert!(
+            may_replace("vm--standby", &DomainInfo { dying: true, ..info(false, None) }, Owner::Dead).is_ok()
+        );
+        let why = may_replace("vm--standby", &info(true, None), Owner::Alive(42)).unwrap_err();
+        assert!(why.contains("process 42"), "{why}");
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_with_both_figures() {
+        assert!(has_room(256, 256).is_ok());
+        let why = has_room(1 << 18, 1 << 17).unwrap_err();
+        assert!(why.contains("1024 MiB") && why.contains("512 MiB"), "{why}");
+        assert!(has_room(u64::MAX, 1).is_err());
+    }
 
     #[test]
     fn the_rings_of_the_hosts_services_are_kept() {

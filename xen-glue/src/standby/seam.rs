@@ -6,6 +6,7 @@ use romulus_checkpoint::GuestLayout;
 use romulus_checkpoint::standby::{CopyOnlyHomes, ImageRegion, Standby, StandbyError};
 use romulus_checkpoint::wire::message::MachineIdentity;
 
+use super::config::StandbyAllowances;
 use super::ready::Ready;
 use crate::domain::Xen;
 use crate::error::XenError;
@@ -33,6 +34,7 @@ impl XenStandbyInfo {
 /// The standby. Ends its domain when it is dropped, unless that was activated.
 pub struct XenStandby {
     xen: Arc<Xen>,
+    may_have: StandbyAllowances,
     guest: Option<MachineIdentity>,
     ready: Option<Ready>,
     may_have_run: bool,
@@ -41,9 +43,16 @@ pub struct XenStandby {
 
 impl XenStandby {
     /// On this host's Xen.
-    pub fn open() -> Result<Self, XenError> {
+    pub fn open(may_have: StandbyAllowances) -> Result<Self, XenError> {
         let xen = Arc::new(Xen::open()?);
-        Ok(Self { xen, guest: None, ready: None, may_have_run: false, info: XenStandbyInfo::default() })
+        Ok(Self {
+            xen,
+            may_have,
+            guest: None,
+            ready: None,
+            may_have_run: false,
+            info: XenStandbyInfo::default(),
+        })
     }
 
     /// Looks after the standby while a driver has it.
@@ -67,7 +76,7 @@ impl XenStandby {
             // Nothing is built: the driver names the difference.
             return Ok(MachineIdentity { hypervisor: format!("Xen {}", self.xen.version), ..identity });
         }
-        let ready = Ready::build(Arc::clone(&self.xen), &machine, &frames)?;
+        let ready = Ready::build(Arc::clone(&self.xen), &machine, &frames, self.may_have)?;
         self.info.set(Some((ready.domid(), ready.names().name.clone())));
         self.ready = Some(ready);
         Ok(identity)

@@ -12,7 +12,7 @@ use crate::error::XenError;
 /// when this fails. xl stays behind to look after the domain, as it does for all.
 pub(super) fn restore_paused(name: &str, file: &[u8]) -> Result<(), XenError> {
     let failed = |why: String| XenError::failed(format!("building the standby {name} (xl restore -p)"), why);
-    // Without CLOEXEC: xl opens it by this process's path, so that it need not be inherited.
+    // Not inherited: xl opens it by this process's path.
     let memory = memfd_create("romulus-standby", MemfdFlags::CLOEXEC).map_err(|e| failed(e.to_string()))?;
     let mut memory = std::fs::File::from(memory);
     memory.write_all(file).map_err(|error| failed(error.to_string()))?;

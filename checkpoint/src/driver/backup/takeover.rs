@@ -62,6 +62,10 @@ fn take_over(shared: &Shared, epoch: Epoch, displaced: &[HomingCopy]) {
     shared.step(|backup, now, actions| backup.handle_activated(outcome, now, actions));
     match failure {
         None => {
+            if shared.lent().is_some_and(|lent| lent.shape.copy_only_homes) {
+                // The guest's own memory, mapped here: it needs nobody any more who holds it.
+                *lock(&shared.lent) = None;
+            }
             shared.metrics.count(Counter::Takeovers, 1);
             shared.note(&format!("the guest runs here, from epoch {epoch}"));
             shared.finish(BackupOutcome::Activated(takeover));

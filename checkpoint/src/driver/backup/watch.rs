@@ -48,11 +48,12 @@ fn check(shared: &Shared) {
     if lent.shape.copy_only_homes {
         // The image was in its memory. No copy may finish in the name of another image.
         shared.quiesce_homing();
-        standby.abandon();
         drop(standby);
         let why = format!("the standby is gone, and the guest's image in its memory with it: {error}");
-        shared.step(|backup, now, actions| backup.image_lost(&why, now, actions));
-        *lock(&shared.lent) = None;
+        if shared.step(|backup, now, actions| backup.image_lost(&why, now, actions)) {
+            lock(&shared.standby).abandon();
+            *lock(&shared.lent) = None;
+        }
         return;
     }
     shared.note(&format!("the standby is gone ({error}): preparing another"));
