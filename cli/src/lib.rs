@@ -14,6 +14,7 @@ mod guard;
 mod guests;
 mod logging;
 mod protect;
+mod release;
 mod settings;
 mod signals;
 mod standbys;
@@ -63,6 +64,9 @@ enum Command {
     Failover(status::FailoverOptions),
     /// End protection (the guest runs on where it is) or end a backup
     Stop(status::InstanceOptions),
+    /// Let a Xen domain run on that a protection which ended has left suspended
+    #[command(after_help = exit::EXIT_CODES)]
+    Release(release::ReleaseOptions),
     /// Say what this machine can do, what is missing, and how to get it
     Doctor(doctor::DoctorOptions),
     /// List the RDMA devices of this host with their ports and GIDs
@@ -89,6 +93,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(options) => status::run(&options),
         Command::Failover(options) => status::failover(&options),
         Command::Stop(options) => status::stop(&options),
+        Command::Release(options) => release::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Devices(options) => devices::run(&options),
         Command::Demo(options) => demo::run(&options),

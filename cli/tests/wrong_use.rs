@@ -54,6 +54,8 @@ fn wrong_options_and_settings() {
         2,
         &["/nonexistent.args"],
     );
+    refused(&["release", "--guest", "xen:web"], 3, &["xen:web", "--force"]);
+    refused(&["release", "--guest", "qemu:/x", "--force"], 2, &["cont"]);
     refused(&["status", "--control", "/nonexistent.sock"], 1, &["/nonexistent.sock", "running"]);
 }
 

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use romulus_host::gate::NicSpec;
+
 use crate::claim::{Claim, Owner};
+use crate::discover::vif::Vif;
 use crate::domain::{self, Xen};
 use crate::error::XenError;
 use crate::guest::{FREEZE_LIMIT, SuspendRequest};
@@ -50,6 +53,47 @@ impl XenHandle {
             .ok_or_else(|| XenError::failed("finding a domain", format!("`{access}` names none")))?;
         let request = SuspendRequest::new(domid);
         Ok(Self { xen: Xen::open()?, domid, uuid, request, settled: true })
+    }
+
+    /// A domain by its number or name.
+    pub fn find(domain: &str) -> Result<Self, XenError> {
+        let xen = Xen::open()?;
+        let DomainInfo { domid, uuid, .. } = xen.find(domain)?;
+        Ok(Self { xen, domid, uuid, request: SuspendRequest::new(domid), settled: true })
+    }
+
+    /// Its cards whose back ends are here, by the interfaces that gates are set up on.
+    pub fn cards(&self) -> Result<Vec<NicSpec>, XenError> {
+        let cards = crate::guest::vifs(&self.xen, self.domid)?;
+        Ok(cards.iter().filter(|card| card.backend == 0).map(Vif::spec).collect())
+    }
+
+    /// Lets a domain run on that a protection which ended left suspended, and puts back what else is
+    /// left of it; whether it was suspended. For who knows that no other host runs it, or will.
+    pub fn release(&mut self) -> Result<bool, XenError> {
+        let domid = self.domid;
+        let info = self.info()?.ok_or(XenError::Gone { domid })?;
+        let suspended = match info.shutdown {
+            None => false,
+            Some(Shutdown::Suspend) => true,
+            Some(end) => {
+                return Err(XenError::Refused(format!("domain {domid} has ended by itself ({end:?})")));
+            }
+        };
+        match Claim::new(domid).owner(&self.xen.store)? {
+            Owner::Alive(pid) => {
+                return Err(XenError::Refused(format!(
+                    "process {pid} protects domain {domid}, or is the guard of a protector that died: wait for its end, \
+                     or say romulus stop"
+                )));
+            }
+            // Nothing is left: what logs its writes now would be somebody else's.
+            Owner::Nobody if !suspended => return Ok(false),
+            Owner::Nobody | Owner::Dead => {}
+        }
+        self.resume_if_paused()?;
+        self.tidy()?;
+        Ok(suspended)
     }
 
     fn info(&self) -> Result<Option<DomainInfo>, XenError> {

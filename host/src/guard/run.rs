@@ -253,8 +253,8 @@ fn report(spec: &GuardSpec, outcome: &Outcome) {
         Outcome::Displaced => ("displaced", "another protector of this host has it now".into()),
         Outcome::Held => (
             "held",
-            "its protection died and nobody arbitrates: it was left as it was; resume it by hand, or let the \
-             backup take over, but not both"
+            "its protection died and nobody arbitrates: it was left as it was; resume it by hand (cont in \
+             QEMU's monitor; romulus release for a Xen domain), or let the backup take over, but not both"
                 .into(),
         ),
     };

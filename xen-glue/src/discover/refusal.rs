@@ -44,7 +44,10 @@ pub fn reasons(found: &Findings, allowed: Allowances) -> Vec<String> {
         say("it is being destroyed".into());
     }
     if let Some(reason) = &found.shutdown {
-        say(format!("it does not run ({reason})"));
+        let suspended = reason == "Suspend";
+        let advice =
+            "; where a protection that ended has left it so, and no other host runs it: romulus release";
+        say(format!("it does not run ({reason}){}", if suspended { advice } else { "" }));
     }
     if !found.hvm {
         let outcome = found.pv_log_dirty.as_deref().unwrap_or("not tried");
@@ -124,6 +127,7 @@ mod tests {
     fn each_reason_says_what_to_do() {
         assert!(why(|found| found.dying = true).contains("destroyed"));
         assert!(why(|found| found.shutdown = Some("PowerOff".into())).contains("does not run (PowerOff)"));
+        assert!(why(|found| found.shutdown = Some("Suspend".into())).contains("romulus release"));
         let pv = why(|found| {
             found.hvm = false;
             found.pv_log_dirty = Some("Operation not supported".into());

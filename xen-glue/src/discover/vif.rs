@@ -28,6 +28,11 @@ impl Vif {
         }
     }
 
+    /// As the gates know it.
+    pub fn spec(&self) -> NicSpec {
+        NicSpec { nic: self.name(), tap: self.interface.clone(), mac: self.mac.unwrap_or_default() }
+    }
+
     /// What people call it.
     pub fn name(&self) -> String {
         format!("vif{}", self.devid)
@@ -60,7 +65,7 @@ pub fn plan(
     let mut gates = Vec::new();
     let mut reasons = Vec::new();
     for vif in vifs {
-        let spec = NicSpec { nic: vif.name(), tap: vif.interface.clone(), mac: vif.mac.unwrap_or_default() };
+        let spec = vif.spec();
         if choices.of(&[&vif.name(), &vif.interface]) == GateChoice::None {
             gates.push(VifGate::Free(spec));
             continue;

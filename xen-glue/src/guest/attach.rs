@@ -133,7 +133,8 @@ fn devices(domid: u32) -> String {
     format!("/libxl/{domid}/device")
 }
 
-fn vifs(xen: &Xen, domid: u32) -> Result<Vec<Vif>, XenError> {
+/// Its cards.
+pub(crate) fn vifs(xen: &Xen, domid: u32) -> Result<Vec<Vif>, XenError> {
     let folder = format!("{}/vif", devices(domid));
     let mut vifs = Vec::new();
     for name in xen.store.list(&folder)? {

@@ -16,6 +16,7 @@ use romulus_checkpoint::GuestLayout;
 use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_transport::Memory;
 
+pub(crate) use attach::vifs;
 pub(crate) use dirty::stop as end_log;
 pub use options::XenOptions;
 pub(crate) use suspend::{FREEZE_LIMIT, SuspendRequest};
