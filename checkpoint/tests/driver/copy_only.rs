@@ -38,6 +38,7 @@ fn i2_the_standbys_own_memory_is_the_guest_of_the_last_committed_pause() {
         until("the host is dead", || lab.primary_switch.is_dead());
         lab.kill_primary_host();
         lab.take_over(&primary, &backup);
+        assert_eq!(backup.handle.status().arena_bytes, 0, "the running guest's memory is let go");
     }
 }
 

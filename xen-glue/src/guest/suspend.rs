@@ -4,7 +4,7 @@
 //! The guest is asked through the event channel that it offers (`device/suspend/event-channel`), or
 //! else through `control/shutdown` in xenstore. That it has suspended itself is told by the hypervisor
 //! through an event channel that is subscribed for that: at once, without xenstored or `@releaseDomain`
-//! in between, and without the toolstack's own watchers taking notice.
+//! in between, and without waking the toolstack's own watchers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -159,10 +159,10 @@ impl Ready {
         self.xen.control.unpause(self.domid)
     }
 
-    /// Gives it the guest's name, and to whoever protects it next.
+    /// Gives it the guest's name, and leaves it to whoever protects it next.
     pub fn take_name(&self) -> Result<(), XenError> {
-        Claim::new(self.domid).give_back(&self.xen.store)?;
-        tool::rename(self.domid, &self.config.guest)
+        let given = Claim::new(self.domid).give_back(&self.xen.store);
+        tool::rename(self.domid, &self.config.guest).and(given)
     }
 
     /// Destroys it.
