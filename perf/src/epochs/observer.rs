@@ -148,25 +148,28 @@ impl Observer {
         self.sampling.store(true, Ordering::Release);
     }
 
-    /// What was seen since measuring began. What waits still has waited until now: else a stall that
-    /// lasts to the end would not be seen at all.
+    /// What was seen since measuring began. What has waited for an interval or longer counts as if it
+    /// ended now: else a stall that lasts to the end would not be seen at all. What has waited for less
+    /// does not: it says nothing of how long it will take.
     pub fn seen(&self, now: Instant) -> Seen {
         let interval = self.interval();
         let books = self.books();
         let mut seen =
             Seen { pause: books.pause.clone(), commit: books.commit.clone(), paused: books.paused };
-        let begun = |due: &Due| due.first < now;
-        for (_, due) in books.flights.iter().filter(|(_, due)| begun(due)) {
+        let stalls = |due: &Due| now.saturating_duration_since(due.first) >= interval;
+        for (_, due) in books.flights.iter().filter(|(_, due)| stalls(due)) {
             due.record(now, &mut seen.commit);
         }
-        if let Some((due, began)) = books.present.filter(|(due, _)| begun(due)) {
-            due.record(now, &mut seen.pause);
+        if let Some((_, began)) = books.present {
             seen.paused += now.saturating_duration_since(began);
+        }
+        if let Some((due, _)) = books.present.filter(|(due, _)| stalls(due)) {
+            due.record(now, &mut seen.pause);
             if books.flights.back().is_none_or(|(_, last)| *last != due) {
                 due.record(now, &mut seen.commit);
             }
         }
-        if let Some(due) = books.schedule.waiting(now, interval) {
+        if let Some(due) = books.schedule.waiting(now, interval).filter(stalls) {
             due.record(now, &mut seen.pause);
             due.record(now, &mut seen.commit);
         }
@@ -308,11 +311,14 @@ mod tests {
         observer.pause_begins(begun);
         observer.marked(GateMark(101));
         observer.pause_ends(begun, begun + MS);
-        let seen = observer.seen(begun + 8 * MS);
+        let seen = observer.seen(begun + 18 * MS);
         assert_eq!((seen.pause.count(), seen.commit.count()), (130, 130));
+        // Before it has waited for an interval nothing is said of it.
+        let early = observer.seen(begun + 8 * MS);
+        assert_eq!((early.pause.count(), early.commit.count()), (130, 129));
         // And it is said of that moment only.
-        observer.released(GateMark(101), begun + 9 * MS);
-        assert_eq!(observer.seen(begun + 10 * MS).commit.count(), 130);
+        observer.released(GateMark(101), begun + 18 * MS);
+        assert_eq!(observer.seen(begun + 19 * MS).commit.count(), 130);
     }
 
     #[test]
