@@ -16,6 +16,7 @@ pub mod ids;
 pub mod layout;
 pub mod metrics;
 pub mod nonce;
+pub mod pause_detail;
 pub mod placement;
 pub mod primary;
 pub mod release;

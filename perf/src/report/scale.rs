@@ -36,7 +36,7 @@ impl Scale {
             if high <= low {
                 high = low + 1.0;
             }
-            let step = step_of(high - low);
+            let step = step_up((high - low) / TICKS);
             (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
         }
         Self { low, high, log, from, to }
@@ -59,7 +59,7 @@ impl Scale {
     /// The values to write.
     pub fn ticks(&self) -> Vec<f64> {
         if !self.log {
-            let step = step_of(self.high - self.low);
+            let step = step_up((self.high - self.low) / TICKS);
             let count = ((self.high - self.low) / step).round() as usize;
             return (0..=count).map(|index| self.low + step * index as f64).collect();
         }
@@ -72,23 +72,7 @@ impl Scale {
     }
 }
 
-/// 1, 2 or 5 times a power of ten.
-fn step_of(span: f64) -> f64 {
-    let raw = span / TICKS;
-    let power = 10f64.powf(raw.log10().floor());
-    let part = raw / power;
-    power
-        * if part <= 1.0 {
-            1.0
-        } else if part <= 2.0 {
-            2.0
-        } else if part <= 5.0 {
-            5.0
-        } else {
-            10.0
-        }
-}
-
+/// The nearest 1, 2 or 5 times a power of ten that is not larger.
 fn step_down(value: f64) -> f64 {
     let power = 10f64.powf(value.log10().floor());
     let part = value / power * 1.000_001;
@@ -102,6 +86,7 @@ fn step_down(value: f64) -> f64 {
         }
 }
 
+/// The nearest 1, 2 or 5 times a power of ten that is not smaller.
 fn step_up(value: f64) -> f64 {
     let power = 10f64.powf(value.log10().floor());
     let part = value / power * 0.999_999;

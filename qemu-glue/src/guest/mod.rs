@@ -1,7 +1,6 @@
 //! A running QEMU as a guest.
 
 mod attach;
-mod detail;
 mod options;
 mod ram_file;
 mod run_state;
@@ -11,6 +10,7 @@ mod seam;
 use std::time::{Duration, Instant};
 
 use romulus_checkpoint::guest::{GuestError, GuestEvent};
+use romulus_checkpoint::pause_detail::PauseDetail;
 use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_checkpoint::{GuestLayout, PageIndex};
 use romulus_host::tracking::{DirtyRange, DirtyTracker};
@@ -24,7 +24,6 @@ use crate::gates::{BufferGate, CardGate};
 use crate::process::Process;
 use crate::qmp::{Client, Prepared, QmpError};
 use crate::stream::RomRecord;
-use detail::PauseDetail;
 use ram_file::RamFile;
 use run_state::RunState;
 use savers::Savers;

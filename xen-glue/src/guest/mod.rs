@@ -1,7 +1,6 @@
 //! A running domain as a guest.
 
 mod attach;
-mod detail;
 mod dirty;
 mod events;
 mod options;
@@ -13,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use romulus_checkpoint::GuestLayout;
+use romulus_checkpoint::pause_detail::PauseDetail;
 use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_transport::Memory;
 
@@ -26,7 +26,6 @@ use crate::discover::vif::VifGate;
 use crate::domain::Xen;
 use crate::error::XenError;
 use crate::layout::FrameMap;
-use detail::PauseDetail;
 use dirty::DirtyLog;
 use events::Events;
 use state::StateSaver;

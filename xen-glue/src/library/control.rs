@@ -118,7 +118,7 @@ pub struct TscInfo {
 /// Takes the libraries' messages: what fails is told by `errno`.
 struct Silence(raw::xentoollog_logger);
 
-unsafe extern "C" fn swallow(
+extern "C" fn swallow(
     _logger: *mut raw::xentoollog_logger,
     _level: raw::xentoollog_level,
     _errno: c_int,
