@@ -208,9 +208,8 @@ def linux(host):
 def hypervisor(host):
     """What a virtual machine boots: Xen, with Debian's kernel as dom0. Emulated always: guests of
     its own need the CPU's help, which the emulated CPU has. With smap, smep or pku dom0 crashes at
-    boot, with rdtscp its guests do. QEMU 7.2 does not raise the exception by which Xen switches
-    the vector registers lazily: programs would find each other's there, and crash at random, so
-    they are switched eagerly. An emulated CPU speculates on nothing, and needs no mitigations."""
+    boot, with rdtscp its guests do. Where Xen switches the vector registers lazily,
+    programs crash at random (docs/labs.md), so they are switched eagerly. An emulated CPU speculates on nothing, and needs no mitigations."""
     dom0_mib = host.lab.memory_mib // 2
     options = f"console=com1 loglvl=warning bootscrub=0 dom0_mem={dom0_mib}M,max:{dom0_mib}M"
     return [
