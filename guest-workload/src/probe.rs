@@ -13,11 +13,14 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at the clocks.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// How long the counter's rate is measured at first; the guest must not be suspended meanwhile.
+/// How long the counter's rate is measured at first, and then how far the clocks part by themselves;
+/// the guest must not be suspended meanwhile.
 const CALIBRATION: Duration = Duration::from_secs(2);
-/// Clocks that part by less within one look may differ for other reasons: by this much always, and
-/// by this part of the look since the counter's rate is only nearly known.
+/// Clocks that part by less within one look may differ for other reasons: by this much always, by so
+/// many times what they do without a suspension, and by this part of the look since the counter's rate
+/// is only nearly known.
 const LEAST_JUMP_US: f64 = 200.0;
+const LEAST_JUMP_TIMES: f64 = 4.0;
 const LEAST_JUMP_PART: f64 = 0.02;
 
 /// Watches the clocks on a thread of its own, without end.
@@ -60,16 +63,21 @@ fn watch() {
     std::thread::sleep(CALIBRATION);
     let (ended, last) = look(close);
     let per_us = last.wrapping_sub(first) as f64 / (ended - started).as_secs_f64() / 1e6;
-    println!("romulus probe counts_per_us={per_us:.3}");
-    let (mut monotonic, mut counted) = look(close);
+    let mut before = look(close);
+    let begun = before.0;
+    let mut apart_us = 0.0f64;
+    while before.0 - begun < CALIBRATION {
+        let (gap_us, seen_us) = stretch_us(&mut before, close, per_us);
+        apart_us = apart_us.max((gap_us - seen_us).abs());
+    }
+    let least_us = LEAST_JUMP_US.max(apart_us * LEAST_JUMP_TIMES);
+    println!("romulus probe counts_per_us={per_us:.3} least_us={least_us:.0}");
     let mut pauses = String::new();
-    let mut told = monotonic;
+    let mut told = before.0;
     loop {
-        std::thread::sleep(LOOK_EVERY);
-        let (now, count) = look(close);
-        let seen_us = (now - monotonic).as_secs_f64() * 1e6;
-        let gap_us = count.wrapping_sub(counted) as f64 / per_us;
-        if let Some((stopped_us, away_us)) = pause_us(gap_us, seen_us) {
+        let (gap_us, seen_us) = stretch_us(&mut before, close, per_us);
+        let now = before.0;
+        if let Some((stopped_us, away_us)) = pause_us(gap_us, seen_us, least_us) {
             let _ = write!(pauses, "{}{stopped_us}/{away_us}", if pauses.is_empty() { "" } else { "," });
         }
         if now - told > Duration::from_secs(1) {
@@ -79,16 +87,24 @@ fn watch() {
                 pauses.clear();
             }
         }
-        (monotonic, counted) = (now, count);
     }
 }
 
+/// One stretch from `before` to the next look, by the counter and by the guest's clock.
+fn stretch_us(before: &mut (Instant, u64), close: u64, per_us: f64) -> (f64, f64) {
+    std::thread::sleep(LOOK_EVERY);
+    let now = look(close);
+    let (then, counted) = std::mem::replace(before, now);
+    let gap_us = now.1.wrapping_sub(counted) as f64 / per_us;
+    (gap_us, (now.0 - then).as_secs_f64() * 1e6)
+}
+
 /// How long the guest's clock stood still in a stretch that took `gap_us` and of which that clock saw
-/// `seen_us`, and how long this thread was away.
-fn pause_us(gap_us: f64, seen_us: f64) -> Option<(u64, u64)> {
+/// `seen_us`, and how long this thread was away; nothing below `least_us`.
+fn pause_us(gap_us: f64, seen_us: f64, least_us: f64) -> Option<(u64, u64)> {
     let jump = gap_us - seen_us;
     let away = (gap_us - LOOK_EVERY.as_secs_f64() * 1e6).max(jump);
-    (jump > LEAST_JUMP_US.max(gap_us * LEAST_JUMP_PART)).then_some((jump as u64, away as u64))
+    (jump > least_us.max(gap_us * LEAST_JUMP_PART)).then_some((jump as u64, away as u64))
 }
 
 #[cfg(test)]
@@ -105,9 +121,10 @@ mod tests {
 
     #[test]
     fn a_guest_that_waits_is_not_paused_and_one_that_is_suspended_is() {
-        assert_eq!(pause_us(1_060.0, 1_060.0), None);
-        assert_eq!(pause_us(90_000.0, 89_700.0), None);
-        assert_eq!(pause_us(26_000.0, 3_000.0), Some((23_000, 25_000)));
-        assert_eq!(pause_us(900.0, 300.0), Some((600, 600)));
+        assert_eq!(pause_us(1_060.0, 1_060.0, 200.0), None);
+        assert_eq!(pause_us(90_000.0, 89_700.0, 200.0), None);
+        assert_eq!(pause_us(26_000.0, 3_000.0, 200.0), Some((23_000, 25_000)));
+        assert_eq!(pause_us(900.0, 300.0, 200.0), Some((600, 600)));
+        assert_eq!(pause_us(900.0, 300.0, 1_000.0), None);
     }
 }
