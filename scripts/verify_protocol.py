@@ -424,8 +424,9 @@ class Replay:
             # An image that the primary does not know can only be invalidated.
             self.foreign = committed > 0
             self.image = None if self.foreign else Image(shape)
-            need(self.foreign or identity.incarnation == 256 * identity.connection,
-                 f"a fresh arena of incarnation {identity.incarnation} on connection {identity.connection}")
+            # A new arena, or one that may have been written: the first two numbers of the connection.
+            need(self.foreign or identity.incarnation - 256 * identity.connection in (0, 1),
+                 f"a fresh content of incarnation {identity.incarnation} on connection {identity.connection}")
         self.shape = shape
         self.identity, self.last_identity, self.phase = identity, identity, "open"
         self.last_commit = committed

@@ -59,8 +59,8 @@ pub trait Guest: Send {
     /// Ends dirty tracking and leaves the guest as it was found. Idempotent.
     fn stop_tracking(&mut self) -> Result<(), GuestError>;
     /// Stops the vCPUs and drains device I/O. After success the guest's memory changes only by
-    /// [`save_state`](Self::save_state). After failure the guest runs or is
-    /// gone, once [`resume`](Self::resume) says so.
+    /// [`save_state`](Self::save_state). After failure it may be paused or not, until
+    /// [`resume`](Self::resume) has succeeded, or the guest is gone.
     fn pause(&mut self) -> Result<(), GuestError>;
     /// While paused: saves CPU and device state into `into`; returns its length in bytes. May
     /// write guest memory. After failure the guest is still paused and no dirty page is lost.

@@ -32,7 +32,7 @@ number! {
     Epoch
 }
 number! {
-    /// Counts takeovers, solo grants and re-pairings.
+    /// Counts the swaps of a guest's record: takeovers, solo grants, re-pairings.
     Generation
 }
 number! {
@@ -44,7 +44,7 @@ number! {
     ConnectionNumber
 }
 number! {
-    /// Counts homings of a session; the first is 1, 0 means none.
+    /// Counts the homings of an incarnation; the first is 1, 0 means none.
     HomingSequence
 }
 number! {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use romulus_checkpoint::wire::message::{self, Message};
 use romulus_checkpoint::wire::record::{Reader, Record, RecordKind, Recorder, Role};
-use romulus_checkpoint::{ConnectionNumber, Epoch, HomingSequence, PageIndex};
+use romulus_checkpoint::{ConnectionNumber, Epoch, HomingSequence, Incarnation, PageIndex};
 use romulus_transport::Memory;
 use synthetic_session::Session;
 use verifier::verify;
@@ -358,5 +358,48 @@ fn the_verifier_refuses_each_broken_rule_by_name() {
     for (((good, report), path), words) in verify(&mutants).into_iter().zip(&mutants).zip(words) {
         assert!(!good, "{}: {report}", path.display());
         assert!(report.contains(words), "{}: no {words:?} in {report}", path.display());
+    }
+}
+
+/// A connection that broke before the first epoch leaves nothing to resume: the next one begins in a
+/// new arena, or anew in one that was written, and the incarnation tells which.
+#[test]
+fn the_verifier_knows_both_incarnations_of_a_content_that_begins_with_a_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    Session::new(directory.path(), 1).play(1);
+    let (role, records) = read_all(&directory.path().join("primary.rec"));
+    let hello = find(&records, |message| matches!(message, Message::Hello(_)));
+    let begins = |connection: u64, incarnation: u64| {
+        let mut begun = vec![Record {
+            kind: RecordKind::Connected,
+            time_ns: 0,
+            payload: connection.to_le_bytes().to_vec(),
+        }];
+        for record in &records[hello..hello + 2] {
+            let (mut identity, mut message) = message::decode(&record.payload).unwrap();
+            identity.connection = ConnectionNumber(connection);
+            match &mut message {
+                Message::Hello(hello) => hello.identity = identity,
+                Message::Welcome(welcome) => {
+                    identity.incarnation = Incarnation(incarnation);
+                    welcome.identity = identity;
+                }
+                other => panic!("{other:?} in a handshake"),
+            }
+            let mut payload = Vec::new();
+            message::encode(&identity, &message, &mut payload);
+            begun.push(Record { kind: record.kind, time_ns: 0, payload });
+        }
+        begun.push(Record { kind: RecordKind::Disconnected, time_ns: 0, payload: Vec::new() });
+        begun
+    };
+    let cases = [(512, true), (513, true), (514, false), (256, false), (511, false)];
+    let paths = cases.map(|(incarnation, _)| {
+        let path = directory.path().join(format!("begun-{incarnation}"));
+        write_all(&path, role, &[begins(1, 256), begins(2, incarnation)].concat());
+        path
+    });
+    for ((good, report), (incarnation, wanted)) in verify(&paths).into_iter().zip(cases) {
+        assert_eq!(good, wanted, "incarnation {incarnation}: {report}");
     }
 }

@@ -21,7 +21,7 @@ pub enum Request {
     Status,
     /// Move the guest to the backup; at a backup: take over.
     Failover {
-        /// At a backup without an arbiter: the primary is known to be dead.
+        /// At a backup: although the primary is still connected.
         force: bool,
     },
     /// End protection; the guest runs on where it is.

@@ -64,7 +64,7 @@ enum Command {
     Failover(status::FailoverOptions),
     /// End protection (the guest runs on where it is) or end a backup
     Stop(status::InstanceOptions),
-    /// Let a Xen domain run on that a protection which ended has left suspended
+    /// Let a Xen domain run on that was left suspended when its protection was killed
     #[command(after_help = exit::EXIT_CODES)]
     Release(release::ReleaseOptions),
     /// Say what this machine can do, what is missing, and how to get it

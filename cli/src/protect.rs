@@ -374,9 +374,10 @@ fn finish(
             }
         },
         PrimaryOutcome::GuestEnded => Err(Failure::new(Code::GuestEnded, "the guest has powered off")),
-        PrimaryOutcome::GuestDied(why) => {
-            Err(Failure::new(Code::Moved, format!("the guest's process died ({why}); the backup takes over")))
-        }
+        PrimaryOutcome::GuestDied(why) => Err(Failure::new(
+            Code::Moved,
+            format!("the guest's process died ({why}); if it was protected, the backup takes over"),
+        )),
         PrimaryOutcome::TakenOver => Err(Failure::new(Code::Moved, "the guest now runs at the backup")),
         PrimaryOutcome::Failed(why) => Err(Failure::failed(why)),
     }

@@ -6,7 +6,7 @@ use romulus_checkpoint::standby::Standby;
 use romulus_qemu::{QemuStandby, StandbyInfo, StandbyOptions};
 
 use crate::control::runtime_dir;
-use crate::exit::Failure;
+use crate::exit::{Code, Failure};
 use crate::settings::backup::BackupOptions;
 
 /// What is known of a standby while the driver has it.
@@ -75,13 +75,21 @@ pub fn open(options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure
 #[cfg(feature = "xen")]
 fn open_xen(options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure> {
     let may_have = romulus_xen::StandbyAllowances { disks: options.allow_standby_disks == Some(true) };
-    let standby = romulus_xen::XenStandby::open(may_have)
-        .map_err(|e| Failure::failed(format!("--standby xen: {e}")))?;
+    let standby = romulus_xen::XenStandby::open(may_have).map_err(|error| {
+        let code = match &error {
+            romulus_xen::XenError::NoXen(_) => Code::Machine,
+            _ => Code::Failed,
+        };
+        Failure::new(code, format!("--standby xen: {error}"))
+    })?;
     let info = Info::Xen(standby.info());
     Ok((Box::new(standby), info))
 }
 
 #[cfg(not(feature = "xen"))]
 fn open_xen(_options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure> {
-    Err(Failure::usage("--standby xen: this build knows no Xen (cargo feature `xen`)".into()))
+    Err(Failure::new(
+        Code::Machine,
+        "--standby xen: this romulus was built without Xen; build it with the feature `xen`",
+    ))
 }

@@ -54,8 +54,8 @@ pub struct FailoverOptions {
     #[command(flatten)]
     instance: InstanceOptions,
 
-    /// At a backup without an arbiter: the primary is known to be dead. If it is not, two copies
-    /// of the guest run
+    /// At a backup: take over although the primary is still connected. DANGER without an arbiter: if
+    /// the primary is not dead, two copies of the guest run
     #[arg(long)]
     force: bool,
 }

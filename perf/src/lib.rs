@@ -26,11 +26,13 @@ use exit::Failure;
 
 /// Measures Romulus beside the limits of the machine, and protects synthetic guests end to end.
 ///
-/// `romulus-perf fabric` measures one-sided writes beside what the network itself moves, in the
-/// same run. `romulus-perf backup` and `romulus-perf primary`, on two hosts or on one, protect a
-/// synthetic guest with the drivers that protect real ones; after a takeover every page of the
-/// image is compared with what the guest had at the committed pause. What is measured goes to
-/// standard output for people and with --json to a file for programs.
+/// `limits` measures the machine alone, `fabric` one-sided writes beside what the network itself
+/// moves, `epochs` the engine with synthetic guests, `guest` what protection costs a real guest's
+/// work, `peers` what people would use instead. `backup` and `primary`, on two hosts or on one,
+/// protect a synthetic guest with the drivers that protect real ones; after a takeover every page of
+/// the image is compared with what the guest had at the committed pause. What is measured goes to
+/// standard output for people and with --json to a file, from which `report` makes a page and
+/// `compare` tells what changed.
 #[derive(Parser)]
 #[command(name = "romulus-perf", version, after_help = exit::EXIT_CODES)]
 struct Cli {

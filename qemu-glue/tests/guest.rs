@@ -155,7 +155,7 @@ fn a_state_beyond_its_bound_is_refused_and_the_guest_goes_on() {
     options.state_max_bytes = 8192;
     let mut guest = QemuGuest::attach(options).expect("attach");
     let error = guest.start_tracking().expect_err("the state is longer");
-    assert!(error.to_string().contains("state_max_bytes"), "{error}");
+    assert!(error.to_string().contains("--state-kib"), "{error}");
     drop(guest);
     let mut client = vm.connect();
     assert_eq!(client.execute("query-status", json!({})).expect("status")["status"], "running");

@@ -48,7 +48,7 @@ impl IdentityBytes {
     }
 }
 
-/// Header of a message. Magic, version, length and header checksum stand at these places in
+/// Header of a message. Magic, version, kind, length and both checksums stand at these places in
 /// every version of the protocol.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]

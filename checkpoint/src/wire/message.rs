@@ -27,10 +27,10 @@ pub fn is_part(marker: u64) -> bool {
 /// What must be equal on both hosts for a guest's state to load.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineIdentity {
-    /// Hypervisor and version, for people: `QEMU 7.2.17`.
+    /// Hypervisor and version: `QEMU 7.2.17`.
     pub hypervisor: String,
     /// The machine's configuration, line by line in a canonical order, so that a difference can
-    /// be named; compared as a whole.
+    /// be named.
     pub configuration: Vec<String>,
 }
 
@@ -41,7 +41,7 @@ pub struct Hello {
     pub versions: (u16, u16),
     /// Session, generation, the arena's incarnation if known (else 0), connection number.
     pub identity: Identity,
-    /// Names of the record's hosts.
+    /// The primary host's name in the record.
     pub primary: String,
     /// The guest's name: the key of its record.
     pub guest: String,

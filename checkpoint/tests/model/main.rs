@@ -1,4 +1,4 @@
-//! Exhaustive search on small configurations. With all rules of the architecture's section 4 no
+//! Exhaustive search on small configurations. With all rules of docs/architecture.md no
 //! reachable state breaks an invariant; with a clause left out a counterexample is found.
 //!
 //! `cargo test --release -p romulus-checkpoint --test model`; with `ROMULUS_MODEL=large` larger

@@ -1,4 +1,4 @@
-//! The clauses of the architecture's section 4 that a model can leave out.
+//! The clauses of the rules of docs/architecture.md that a model can leave out.
 
 /// One clause. The number in front is its rule's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub enum Rule {
     EnoughSlots,
     /// 8: Commit(n) requires n = C + 1.
     CommitIsNext,
-    /// Section 5: an epoch commits after all its writes are placed.
+    /// I4: an epoch commits after all its writes are placed.
     CommitIsFenced,
     /// 9: the old connection is destroyed before the Welcome: its writes cannot land.
     OldWritesDie,

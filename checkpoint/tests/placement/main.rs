@@ -1,5 +1,5 @@
 //! Placement and the committed map against a plain model, and against an arena of real bytes.
-//! The invariants are those of the architecture's section 6, the rules those of its section 4.
+//! Invariants and rules are those of docs/architecture.md.
 
 mod plain;
 mod refusals;

@@ -39,9 +39,9 @@ pub const COMMON_KEYS: &[&str] = &[
 #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommonOptions {
-    /// Who decides which host may run the guest: `file:DIRECTORY` (compare-and-swap on a file
-    /// that both hosts reach) or `none` (no arbiter: see docs/operations.md for what may then be
-    /// automatic) [default: none]
+    /// Who decides which host may run the guest: `file:DIRECTORY/` (compare-and-swap on a file in a
+    /// folder that both hosts reach; made if it is missing) or `none` (no arbiter: see
+    /// docs/operations.md for what may then be automatic) [default: none]
     #[arg(long, value_name = "ARBITER")]
     pub arbiter: Option<String>,
 
@@ -96,9 +96,9 @@ pub struct CommonOptions {
     #[arg(long, value_name = "N")]
     pub streams: Option<usize>,
 
-    /// TCP congestion control of the connection: `bursts` (cubic where the kernel has it: an epoch
-    /// leaves at once, unpaced), `system` (what the kernel is set to), or its name for one. Pacing
-    /// algorithms such as bbr cost CPU time and throughput on a network of one's own
+    /// Congestion control of the tcp fabric's connections: `bursts` (cubic where the kernel has it:
+    /// an epoch leaves at once, unpaced), `system` (what the kernel is set to), or the kernel's name
+    /// of one. Pacing algorithms such as bbr cost CPU time and throughput on a network of one's own
     /// [default: bursts]
     #[arg(long, value_name = "NAME")]
     pub congestion: Option<String>,
@@ -108,12 +108,13 @@ pub struct CommonOptions {
     #[arg(long, value_name = "PLAN")]
     pub pin: Option<String>,
 
-    /// Spin for so many microseconds, at most 10,000, before a wait blocks. Lowers latency where a core is to
-    /// spare, starves the others where none is [default: 0; RDMA completions of a real device: 20]
+    /// Spin for so many microseconds, at most 10,000, before a wait blocks. Lowers latency where a
+    /// core is to spare, starves the others where none is [default: 0; RDMA completions of a real
+    /// device: 20]
     #[arg(long, value_name = "US")]
     pub spin_us: Option<u64>,
 
-    /// Record all messages and commit slots to this file, for scripts/verify_protocol.py
+    /// Record all messages and commit slots to this file, up to 1 GiB, for scripts/verify_protocol.py
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 }

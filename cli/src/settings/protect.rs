@@ -36,8 +36,8 @@ pub struct ProtectOptions {
     #[arg(long, value_name = "PAGES")]
     pub watermark_pages: Option<u64>,
 
-    /// Captured but uncommitted epochs at most. More hide a slow network, and need more spare
-    /// memory at the backup [default: 2]
+    /// Captured but uncommitted epochs at most, 1 to 16. More hide a slow network, and need more
+    /// spare memory at the backup. 1 for a guest whose output QEMU itself holds [default: 2]
     #[arg(long, value_name = "N")]
     pub depth: Option<u64>,
 
@@ -84,9 +84,9 @@ pub struct ProtectOptions {
 
     /// What becomes of a network card's output: `NIC=commit` holds it until its epoch is committed,
     /// `NIC=none` lets it leave at once. NIC is the id of a card or of its -netdev (Xen: vif0 or
-    /// its interface), or `all`; may be repeated, the later one wins. DANGER of `none`: after a takeover clients have seen answers
-    /// that the guest no longer knows of; only for networks whose traffic may be taken back, as for
-    /// management. [default: all=commit]
+    /// its interface), or `all`; may be repeated, the later one wins. DANGER of `none`: after a
+    /// takeover clients have seen answers that the guest no longer knows of; only for networks
+    /// whose traffic may be taken back, as for management [default: all=commit]
     #[arg(long, value_name = "NIC=GATE")]
     pub gate: Option<Vec<String>>,
 

@@ -57,7 +57,7 @@ fn check_length(length_bytes: u64, limit_bytes: u64) -> Result<(), QemuError> {
     if length_bytes > limit_bytes {
         return Err(QemuError::Refused(format!(
             "the state of CPU and devices has {length_bytes} bytes, {limit_bytes} are allowed: raise the limit \
-             (state_max_bytes), or take a device with much memory out of the guest"
+             (--state-kib), or take a device with much memory out of the guest"
         )));
     }
     Ok(())

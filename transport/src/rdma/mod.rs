@@ -95,8 +95,8 @@ pub struct RdmaConfig {
     /// peer's `silent_after` must be at least three times as long, or the handshake fails.
     pub heartbeat_every: Duration,
     /// The connection ends as silent when nothing was heard on the control connection for this
-    /// long; default 1 s. Queue pairs give up unacknowledged packets in about the same time, but after
-    /// 2 s at the latest: a cut that is longer ends the connection whatever is set here.
+    /// long; default 1 s. Queue pairs give up unacknowledged packets in about the same time (but not
+    /// before 7 ms, and after 30 s at the latest).
     pub silent_after: Duration,
     /// How long an accepted connection may take to show its preface; default 2 s.
     pub preface_timeout: Duration,
