@@ -97,6 +97,11 @@ impl Table {
     }
 
     pub fn depth(&mut self, kind: Kind, left: [u64; 2]) {
+        eprintln!(
+            "two unacked marks, {}: {left:?} packets left where {:?} were due",
+            kind.name(),
+            &SENT[..2]
+        );
         self.depths.push((kind, left));
     }
 
