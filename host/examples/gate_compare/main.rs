@@ -19,6 +19,7 @@
 #[path = "../gate_lab/mod.rs"]
 mod gate_lab;
 
+mod configuring;
 mod depth;
 mod load;
 mod netlink;
@@ -75,28 +76,9 @@ fn main() {
     });
     gate_lab::enter_namespace();
     let mut table = Table::default();
-    let mut kinds = vec![Kind::Ungated];
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.holds()) {
-        match depth::two_unacked(kind) {
-            Ok(left) => {
-                kinds.push(kind);
-                table.depth(kind, left);
-            }
-            Err(cause) => table.lacking(kind, cause),
-        }
-    }
-    for load in Load::ALL {
-        for kind in kinds.iter().filter(|kind| kind.holds()) {
-            let outcome = measure(*kind, load, Pace::Boundaries(MARKS));
-            let (name, checked) = (kind.name(), outcome.epochs_checked);
-            eprintln!(
-                "boundaries, {}, {name}: {checked} of {MARKS} looked at, {} packets early",
-                load.name(),
-                outcome.early
-            );
-            table.boundaries(*kind, load, outcome);
-        }
-    }
+    let held = find_and_look(&mut table);
+    look_at_boundaries(&mut table, &held);
+    let kinds: Vec<Kind> = [Kind::Ungated].into_iter().chain(held).collect();
     for round in 0..settings.rounds {
         for load in Load::ALL {
             // Each way begins once in a while.
@@ -116,5 +98,35 @@ fn main() {
     if let Err(complaint) = table.verdict() {
         eprintln!("{complaint}");
         std::process::exit(1);
+    }
+}
+
+/// The ways that this kernel has.
+fn find_and_look(table: &mut Table) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.holds()) {
+        let looked = depth::two_unacked(kind).and_then(|left| Ok((left, configuring::marks_us(kind)?)));
+        match looked {
+            Ok((left, configuring_us)) => {
+                kinds.push(kind);
+                table.looked(kind, left, configuring_us);
+            }
+            Err(cause) => table.lacking(kind, cause),
+        }
+    }
+    kinds
+}
+
+fn look_at_boundaries(table: &mut Table, kinds: &[Kind]) {
+    for load in Load::ALL {
+        for kind in kinds {
+            let outcome = measure(*kind, load, Pace::Boundaries(MARKS));
+            let (load_name, name, checked) = (load.name(), kind.name(), outcome.epochs_checked);
+            eprintln!(
+                "boundaries, {load_name}, {name}: {checked} of {MARKS} seen, {} packets early",
+                outcome.early
+            );
+            table.boundaries(*kind, load, outcome);
+        }
     }
 }

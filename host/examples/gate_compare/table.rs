@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use crate::depth::SENT;
@@ -15,7 +16,22 @@ pub struct Table {
     runs: Vec<(Kind, Load, Outcome)>,
     boundaries: Vec<(Kind, Load, Outcome)>,
     lacking: Vec<(Kind, String)>,
-    depths: Vec<(Kind, [u64; 2])>,
+    looks: Vec<Look>,
+}
+
+/// What was looked at apart from the runs.
+struct Look {
+    kind: Kind,
+    /// What left with the releases of two marks that were both not acked.
+    left: [u64; 2],
+    /// Times of marks while somebody configured interfaces.
+    configuring_us: Histogram<u64>,
+}
+
+impl Look {
+    fn is_exact(&self) -> bool {
+        self.left[..] == SENT[..2]
+    }
 }
 
 /// All runs of a way with a load.
@@ -96,13 +112,8 @@ impl Table {
         self.lacking.push((kind, cause));
     }
 
-    pub fn depth(&mut self, kind: Kind, left: [u64; 2]) {
-        eprintln!(
-            "two unacked marks, {}: {left:?} packets left where {:?} were due",
-            kind.name(),
-            &SENT[..2]
-        );
-        self.depths.push((kind, left));
+    pub fn looked(&mut self, kind: Kind, left: [u64; 2], configuring_us: Histogram<u64>) {
+        self.looks.push(Look { kind, left, configuring_us });
     }
 
     fn rows(&self) -> Vec<Row> {
@@ -133,9 +144,8 @@ impl Table {
                 ));
             }
         }
-        let wrong = |(kind, left): &&(Kind, [u64; 2])| *kind == Kind::Redirect && left[..] != SENT[..2];
-        match self.depths.iter().find(wrong) {
-            Some((_, left)) => Err(format!("redirect: {left:?} packets left with two marks of {SENT:?}")),
+        match self.looks.iter().find(|look| look.kind == Kind::Redirect && !look.is_exact()) {
+            Some(look) => Err(format!("redirect: {:?} packets left with two marks of {SENT:?}", look.left)),
             None => Ok(()),
         }
     }
@@ -153,13 +163,18 @@ impl Table {
             })
         });
         let lacking = self.lacking.iter().map(|(kind, cause)| json!({"way": kind.name(), "cause": cause}));
-        let depths = self.depths.iter().map(|(kind, left)| {
-            json!({"way": kind.name(), "due": SENT[..2], "left": left, "exact": left[..] == SENT[..2]})
+        let looks = self.looks.iter().map(|look| {
+            let times_us = &look.configuring_us;
+            json!({
+                "way": look.kind.name(),
+                "two_unacked_marks": {"due": SENT[..2], "left": look.left, "exact": look.is_exact()},
+                "mark_while_configuring_us": {"p50": times_us.value_at_quantile(0.5), "max": times_us.max()},
+            })
         });
         json!({
             "seconds_a_run": length.as_secs(),
             "rows": rows.collect::<Vec<_>>(),
-            "two_unacked_marks": depths.collect::<Vec<_>>(),
+            "looks": looks.collect::<Vec<_>>(),
             "not_measured": lacking.collect::<Vec<_>>(),
         })
     }
@@ -203,13 +218,18 @@ impl fmt::Display for Table {
                 format!("{}/{}", row.epochs_checked, row.epochs)
             )?;
         }
-        for (kind, left) in &self.depths {
-            let exact = if left[..] == SENT[..2] { "exact" } else { "WRONG" };
-            let (name, due) = (kind.name(), &SENT[..2]);
+        for look in &self.looks {
+            let exact = if look.is_exact() { "exact" } else { "WRONG" };
+            let (name, left, due) = (look.kind.name(), look.left, &SENT[..2]);
             writeln!(
                 out,
                 "two unacked marks, {name}: {left:?} packets left where {due:?} were due: {exact}"
             )?;
+        }
+        for look in &self.looks {
+            let (name, times_us) = (look.kind.name(), &look.configuring_us);
+            let (p50, max) = (times_us.value_at_quantile(0.5), times_us.max());
+            writeln!(out, "marks while interfaces are configured, {name}: p50 {p50} us, longest {max} us")?;
         }
         for (kind, cause) in &self.lacking {
             writeln!(out, "not measured: {}: {cause}", kind.name())?;
