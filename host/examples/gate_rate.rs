@@ -5,27 +5,22 @@
 //!
 //! Needs root. `cargo run --release -p romulus-host --example gate_rate`
 
-use std::process::Command;
+mod gate_lab;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use gate_lab::{GUEST, INTERVAL, acked, cpu_s, plain_frame, run};
+use romulus_checkpoint::GateMark;
 use romulus_checkpoint::gate::OutputGate;
-use romulus_checkpoint::release::ReleaseToken;
-use romulus_checkpoint::wire::AckProof;
-use romulus_checkpoint::wire::message::{Message, decode, encode};
-use romulus_checkpoint::{Epoch, GateMark, HomingSequence, Identity};
-use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions, Tap, VNET_HEADER_BYTES};
+use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions, Tap};
 
-const GUEST: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const RUNS: usize = 5;
 const PACKETS: u64 = 200_000;
-const INTERVAL: Duration = Duration::from_millis(25);
 
 fn main() {
-    // SAFETY: this thread, and those it starts later, have the new namespace for themselves.
-    let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    assert_eq!(entered, 0, "a network namespace needs root");
+    gate_lab::enter_namespace();
     for bytes in [64, 1500] {
         let (mut rates, mut costs) = (Vec::new(), Vec::new());
         for _ in 0..RUNS {
@@ -57,21 +52,16 @@ struct Rate {
     a_cpu_second: f64,
 }
 
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip (Debian's iproute2)");
-    assert!(status.success(), "ip {arguments}");
-}
-
 /// Packets a second that pass from a guest's tap to the bridge and out of it.
 fn rate(bytes: usize, through_gate: bool) -> Rate {
-    ip("link add br0 type bridge");
+    run("ip", "link add br0 type bridge");
     let guest = Tap::create("guest0").expect("a tap");
-    ip("link set guest0 addrgenmode none master br0 up");
-    ip("link set br0 addrgenmode none up");
+    run("ip", "link set guest0 addrgenmode none master br0 up");
+    run("ip", "link set br0 addrgenmode none up");
     // The gate's own taps serve the plain loop too: made and closed by it, emptied by the loop.
     let packets = if through_gate { gated(&guest, bytes) } else { plain(&guest, bytes) };
     drop(guest);
-    ip("link del br0");
+    run("ip", "link del br0");
     packets
 }
 
@@ -104,12 +94,12 @@ fn gated(guest: &Tap, bytes: usize) -> Rate {
 fn plain(guest: &Tap, bytes: usize) -> Rate {
     let (inlet, outlet) = (Tap::create("inlet0").expect("a tap"), Tap::create("outlet0").expect("a tap"));
     let queue = romulus_host::gate::INLET_QUEUE_PACKETS;
-    ip(&format!("link set inlet0 addrgenmode none txqueuelen {queue} up"));
-    ip("link set outlet0 addrgenmode none master br0 up");
+    run("ip", &format!("link set inlet0 addrgenmode none txqueuelen {queue} up"));
+    run("ip", "link set outlet0 addrgenmode none master br0 up");
     let tc = "filter add dev guest0 ingress protocol all prio 1 u32 match u32 0 0 action mirred egress redirect dev \
               inlet0";
     for arguments in ["qdisc replace dev inlet0 root noqueue", "qdisc add dev guest0 clsact", tc] {
-        assert!(Command::new("tc").args(arguments.split_whitespace()).status().expect("tc").success());
+        run("tc", arguments);
     }
     let (over, passed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     std::thread::scope(|scope| {
@@ -141,11 +131,7 @@ fn flood(
     read: &dyn Fn() -> u64,
     passed: &dyn Fn() -> u64,
 ) -> Rate {
-    let mut frame = vec![0; VNET_HEADER_BYTES];
-    frame.extend([2, 0, 0, 0, 0, 9]);
-    frame.extend(GUEST);
-    frame.extend([0x88, 0xb5]);
-    frame.resize(VNET_HEADER_BYTES + bytes, 0);
+    let frame = plain_frame(bytes);
     let (begun, cpu_begun) = (Instant::now(), cpu_of_others());
     let mut sent = 0;
     while sent < PACKETS {
@@ -171,30 +157,5 @@ fn flood(
 
 /// CPU time of all threads but this one, which plays the guest, in seconds.
 fn cpu_of_others() -> f64 {
-    let used = |who| {
-        // SAFETY: a C struct of integers, for which all zero is a value, filled by the call.
-        let usage = unsafe {
-            let mut usage: libc::rusage = std::mem::zeroed();
-            assert_eq!(libc::getrusage(who, &raw mut usage), 0);
-            usage
-        };
-        [usage.ru_utime, usage.ru_stime]
-            .iter()
-            .map(|time| time.tv_sec as f64 + time.tv_usec as f64 / 1e6)
-            .sum::<f64>()
-    };
-    used(libc::RUSAGE_SELF) - used(libc::RUSAGE_THREAD)
-}
-
-fn acked(through: u64) -> ReleaseToken {
-    let proof = AckProof::outgoing();
-    let ack = Message::Ack { committed: Epoch(through), homed_through: HomingSequence(0), proof };
-    let mut bytes = Vec::new();
-    encode(&Identity::default(), &ack, &mut bytes);
-    match decode(&bytes) {
-        Ok((_, Message::Ack { proof, .. })) => {
-            ReleaseToken::acked(GateMark(through), &proof).expect("decoded")
-        }
-        other => panic!("an Ack stays an Ack: {other:?}"),
-    }
+    cpu_s(libc::RUSAGE_SELF) - cpu_s(libc::RUSAGE_THREAD)
 }

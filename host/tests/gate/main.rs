@@ -40,7 +40,7 @@ fn main() {
         trial("filters_of_others_are_not_touched", refusals::filters),
         trial("i1_a_killed_gate_stays_closed_until_the_guard_opens_it", process::killed),
         trial("i1_a_second_gate_clears_what_a_killed_one_left", process::second),
-        trial("a_stopped_gate_does_not_hold_up_the_guest", process::stopped),
+        trial("a_stopped_gate_does_not_freeze_the_guest", process::stopped),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit();
 }

@@ -2,16 +2,20 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use romulus_checkpoint::GateMark;
 use romulus_checkpoint::gate::OutputGate;
 use romulus_checkpoint::release::ReleaseToken;
-use romulus_host::gate::{GuardedRedirect, INLET_QUEUE_PACKETS, NicSpec, RedirectGate, RedirectOptions};
+use romulus_host::gate::{
+    GuardedRedirect, INLET_QUEUE_PACKETS, NicSpec, RedirectGate, RedirectOptions, VNET_HEADER_BYTES,
+};
 use romulus_host::guard::GateHandle;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::world::{GUEST, LONG, World, acked, grant, listing};
+use crate::world::{GUEST, LONG, World, acked, grant, listing, receive};
 
 /// The first argument of the process.
 pub const ROLE: &str = "be-the-gate";
@@ -24,10 +28,15 @@ pub fn be_the_gate() {
     gate.hold().expect("holding");
     println!("held");
     for (word, mark) in std::io::stdin().lines().map_while(Result::ok).zip(1..) {
-        assert_eq!(word, "commit");
-        gate.mark(GateMark(mark)).expect("a mark");
-        gate.release(&acked(mark));
-        println!("released");
+        match word.as_str() {
+            "commit" => {
+                gate.mark(GateMark(mark)).expect("a mark");
+                gate.release(&acked(mark));
+                println!("released");
+            }
+            "status" => println!("{}", gate.status()[0].dropped_packets),
+            other => panic!("no word of this process: {other}"),
+        }
     }
 }
 
@@ -50,24 +59,57 @@ impl GateProcess {
         let input = child.stdin.take().expect("a pipe");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut process = Self { child, input, output };
-        process.hear("held");
+        assert_eq!(process.hear(), "held");
         process
     }
 
-    fn hear(&mut self, expected: &str) {
+    fn hear(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).expect("a line");
-        assert_eq!(line.trim(), expected);
+        line.trim().to_owned()
     }
 
     fn commit(&mut self) {
         writeln!(self.input, "commit").expect("it listens");
-        self.hear("released");
+        assert_eq!(self.hear(), "released");
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).expect("it lives");
+    /// Packets that were dropped since it was stopped.
+    fn dropped(&mut self) -> u64 {
+        writeln!(self.input, "status").expect("it listens");
+        self.hear().parse().expect("a number")
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// On return none of its threads runs.
+    fn stop(&self) {
+        kill_process(self.pid(), Signal::STOP).expect("it lives");
+        let stopped = waitid(WaitId::Pid(self.pid()), WaitIdOptions::STOPPED).expect("it is a child");
+        assert!(stopped.is_some_and(|status| status.stopped()), "it is stopped");
+    }
+
+    fn go_on(&self) {
+        kill_process(self.pid(), Signal::CONT).expect("it lives");
+    }
+
+    /// Does something that must come to an end whatever this process does; if it does not, all tests end with
+    /// an error, since a thread that the kernel holds cannot be ended.
+    fn watched(&self, what: &'static str, body: impl FnOnce()) {
+        let (ends, over) = channel::<()>();
+        let pid = self.pid();
+        let watchdog = std::thread::spawn(move || {
+            if over.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{what}: still not done after {LONG:?}");
+                let _ = kill_process(pid, Signal::KILL);
+                std::process::exit(101);
+            }
+        });
+        body();
+        drop(ends);
+        watchdog.join().expect("the watchdog");
     }
 
     fn kill(&mut self) {
@@ -140,26 +182,57 @@ pub fn second() {
     world.expect([5]);
 }
 
+/// How long it is stopped makes no difference; that its queue is full does.
 pub fn stopped() {
     let world = World::new();
     let mut process = GateProcess::start();
     world.send(0);
     process.commit();
     world.expect([0]);
-    process.signal(Signal::STOP);
-    // Each write to the tap returns at once, also when the gate's queue is full.
-    let sent = 2 * u64::from(INLET_QUEUE_PACKETS);
-    (1..sent).for_each(|number| world.send(number));
-    process.signal(Signal::CONT);
+    process.stop();
+    // As a back end that waits where it has to: each write returns, also when the gate's queue is full.
+    let queue = u64::from(INLET_QUEUE_PACKETS);
+    let (full, sent) = (2 * queue, 3 * queue);
+    fcntl_setfl(&world.guest, OFlags::RDWR).unwrap();
+    process.watched("the guest's writes", || (1..full).for_each(|number| world.send(number)));
+    // As one that does not wait: the kernel takes each frame.
+    fcntl_setfl(&world.guest, OFlags::RDWR | OFlags::NONBLOCK).unwrap();
+    (full..=sent).for_each(|number| world.send(number));
+    // What comes to the guest does so meanwhile, and nothing that it sent leaves.
+    for number in 0..100 {
+        assert!(world.client.write(&to_guest(number)).unwrap());
+        assert_eq!(receive(&world.guest, VNET_HEADER_BYTES, LONG), Some(number));
+    }
+    assert_eq!(world.receive(MOMENT), None, "nothing leaves a stopped gate");
+    process.go_on();
+    let dropped = process.dropped();
+    assert_eq!(world.receive(MOMENT), None, "nothing is acked");
+    // A queue's length (less what the kernel frees in batches) is there without a gap; what came after it
+    // was dropped, and counted.
     process.commit();
-    // A queue's length (less what the kernel frees in batches) came through without a gap; what came
-    // after it was dropped.
-    for expected in 1..=u64::from(INLET_QUEUE_PACKETS) - 64 {
+    let kept = sent - dropped;
+    assert!(
+        (queue - 64..=queue).contains(&kept),
+        "{dropped} of {sent} were dropped, and the queue has {queue}"
+    );
+    for expected in 1..=kept {
         assert_eq!(world.receive(LONG), Some(expected));
     }
-    world.send(sent);
+    world.expect([]);
+    world.send(sent + 1);
+    assert_eq!(world.receive(MOMENT), None, "it holds as before");
     process.commit();
-    while world.receive(LONG).expect("the guest is heard again") != sent {}
+    world.expect([sent + 1]);
+    assert_eq!(process.dropped(), dropped);
     process.kill();
     GuardedRedirect::new(vec![world.spec()]).open(&grant()).unwrap();
+}
+
+/// A frame for the guest.
+fn to_guest(number: u64) -> Vec<u8> {
+    let mut frame = GUEST.to_vec();
+    frame.extend([2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
+    frame.extend(number.to_be_bytes());
+    frame.resize(60, 0);
+    frame
 }

@@ -120,8 +120,10 @@ pub fn listing() -> String {
         links.split_whitespace().filter(|word| !(word.contains('.') && word.parse::<f64>().is_ok()));
     let text = settings.collect::<Vec<_>>().join(" ");
     let fdb = run("bridge", "fdb show");
-    let mut fdb: Vec<&str> =
-        fdb.lines().filter(|line| line.contains("permanent") || line.contains("static")).collect();
+    // Groups that the kernel joins and leaves on interfaces of its own accord, a moment after they come up.
+    let is_group = |line: &str| line.starts_with("33:33:") || line.starts_with("01:00:5e:");
+    let lasts = |line: &str| line.contains("permanent") || line.contains("static");
+    let mut fdb: Vec<&str> = fdb.lines().filter(|line| lasts(line) && !is_group(line)).collect();
     fdb.sort_unstable();
     format!("{text}\n{}\n{}", run("tc", "qdisc show"), fdb.join("\n"))
 }
