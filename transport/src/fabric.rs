@@ -126,8 +126,8 @@ impl MessageBuffer {
 /// An established connection.
 ///
 /// Threads: at most one thread posts ([`write`](Self::write), [`mark`](Self::mark),
-/// [`completed`](Self::completed)), at most one beside it calls [`write_now`](Self::write_now), at
-/// most one waits in [`next_event`](Self::next_event), any
+/// [`write_and_mark`](Self::write_and_mark), [`completed`](Self::completed)), at most one beside it
+/// calls [`write_now`](Self::write_now), at most one waits in [`next_event`](Self::next_event), any
 /// may [`send`](Self::send) and [`close`](Self::close). None of the calls allocates in steady
 /// state.
 ///
@@ -153,6 +153,12 @@ pub trait Endpoint: Send + Sync {
     /// one that is still on its way (see [`completed`](Self::completed)) may be refused, 0
     /// and `u64::MAX` are.
     fn mark(&self, marker: u64) -> Result<(), TransportError>;
+    /// [`write`](Self::write) and then [`mark`](Self::mark), in fewer steps where the fabric can.
+    /// Refused as either is; what was written before a refused marker waits for the next.
+    fn write_and_mark(&self, writes: &[Write], marker: u64) -> Result<(), TransportError> {
+        self.write(writes)?;
+        self.mark(marker)
+    }
     /// The last marker, in the order posted, before which all writes have left local memory (0:
     /// none has); waits up to `timeout` until `marker`, posted before, is that one or an earlier
     /// one.

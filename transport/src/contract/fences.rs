@@ -37,8 +37,13 @@ pub fn a_fence_comes_after_every_write_before_it(subject: &Subject) {
                     initiator.write(&[pair.write(area + at, area + at, len_bytes)]).expect("writing");
                     at += len_bytes;
                 }
-                initiator.write(&[pair.write(area + last, area + last, LAST_BYTES)]).expect("writing");
-                initiator.mark(round).expect("marking");
+                let last = [pair.write(area + last, area + last, LAST_BYTES)];
+                if round % 2 == 0 {
+                    initiator.write(&last).expect("writing");
+                    initiator.mark(round).expect("marking");
+                } else {
+                    initiator.write_and_mark(&last, round).expect("writing and marking");
+                }
             }
         });
         for round in 1..=ROUNDS {
@@ -73,10 +78,14 @@ pub fn markers_come_in_order_and_none_is_left_out(subject: &Subject) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for index in 0..MARKERS {
-                if index % 3 == 0 {
-                    pair.initiator.write(&[pair.write(0, index % 4000, 64)]).expect("writing");
-                }
-                pair.initiator.mark(number(index)).expect("marking");
+                let write = [pair.write(0, index % 4000, 64)];
+                let posted = match index % 4 {
+                    0 => pair.initiator.write(&write).and_then(|()| pair.initiator.mark(number(index))),
+                    1 => pair.initiator.write_and_mark(&write, number(index)),
+                    2 => pair.initiator.write_and_mark(&[], number(index)),
+                    _ => pair.initiator.mark(number(index)),
+                };
+                posted.expect("marking");
             }
         });
         for index in 0..MARKERS {
@@ -94,8 +103,9 @@ pub fn markers_need_not_grow(subject: &Subject) {
         pair.initiator.mark(marker).expect("marking");
         assert_eq!(pair.initiator.completed(marker, pair.patience).expect("completion"), marker);
         for refused in [0, u64::MAX] {
-            let result = pair.initiator.mark(refused);
-            assert!(matches!(result, Err(TransportError::Invalid(_))), "marker {refused}: {result:?}");
+            for result in [pair.initiator.mark(refused), pair.initiator.write_and_mark(&[], refused)] {
+                assert!(matches!(result, Err(TransportError::Invalid(_))), "marker {refused}: {result:?}");
+            }
         }
     }
     for marker in markers {

@@ -26,6 +26,7 @@ pub fn what_is_written_now_may_change_at_once(subject: &Subject) {
         (0..PAGES as usize).for_each(|index| pair.source.write(index * PAGE, &page));
     };
     for round in 1..=6u8 {
+        let marker = u64::from(round);
         fill(round);
         let taken = pair.initiator.write_now(&writes).expect("write_now");
         assert!(taken <= writes.len());
@@ -37,12 +38,11 @@ pub fn what_is_written_now_may_change_at_once(subject: &Subject) {
             fill(0xee);
             fill(round);
             pair.initiator.write(&writes[taken + more..]).expect("writing the rest");
+            pair.initiator.mark(marker).expect("marking");
         } else {
             fill(round);
-            pair.initiator.write(&writes[taken..]).expect("writing the rest");
+            pair.initiator.write_and_mark(&writes[taken..], marker).expect("writing the rest and marking");
         }
-        let marker = u64::from(round);
-        pair.initiator.mark(marker).expect("marking");
         pair.expect_fence(marker);
         let wrong = pair.target_bytes().iter().position(|byte| *byte != round);
         assert_eq!(wrong, None, "round {round}");

@@ -68,6 +68,13 @@ impl TcpEndpoint {
         }
     }
 
+    fn post(&self, writes: &[Write], marker: Option<u64>) -> Result<(), TransportError> {
+        self.check_open()?;
+        let written = lock(&self.poster).post(&self.link, writes, marker)?;
+        self.bytes_written.fetch_add(written, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// What can be handed out without waiting.
     fn take_event(&self, inbox: &mut Inbox, message: &mut MessageBuffer) -> Option<Event> {
         if self.link.is_closed() {
@@ -168,10 +175,11 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn write(&self, writes: &[Write]) -> Result<(), TransportError> {
-        self.check_open()?;
-        let written = lock(&self.poster).write(&self.link, writes)?;
-        self.bytes_written.fetch_add(written, Ordering::Relaxed);
-        Ok(())
+        self.post(writes, None)
+    }
+
+    fn write_and_mark(&self, writes: &[Write], marker: u64) -> Result<(), TransportError> {
+        self.post(writes, Some(marker))
     }
 
     fn write_now(&self, writes: &[Write]) -> Result<usize, TransportError> {
@@ -187,8 +195,7 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn mark(&self, marker: u64) -> Result<(), TransportError> {
-        self.check_open()?;
-        lock(&self.poster).mark(&self.link, marker)
+        self.post(&[], Some(marker))
     }
 
     fn completed(&self, marker: u64, _timeout: Duration) -> Result<u64, TransportError> {

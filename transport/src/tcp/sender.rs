@@ -1,4 +1,4 @@
-//! Posts one-sided writes: gathers headers and payload straight from registered memory into
+//! Posts one-sided writes and markers: gathers headers and payload straight from registered memory into
 //! the sockets, spread over the data streams as they take it.
 
 use std::io;
@@ -60,10 +60,13 @@ impl Rest<'_> {
     }
 }
 
-/// The frame that a stream is sending.
+/// The frame that a stream is sending, or a marker, or both.
 struct Lane {
     head: Box<[u8; HEAD_BYTES]>,
+    marker: Box<[u8; DATA_HEADER_BYTES]>,
     spans: Spans,
+    /// The marker of the present call is sent, or in `spans`.
+    is_marked: bool,
     /// What is left of a frame whose memory may change; empty otherwise.
     kept: Vec<u8>,
 }
@@ -72,7 +75,9 @@ impl Lane {
     fn new() -> Self {
         Lane {
             head: Box::new([0; HEAD_BYTES]),
-            spans: Spans::with_capacity(MAX_DESCRIPTORS + 1),
+            marker: Box::new([0; DATA_HEADER_BYTES]),
+            spans: Spans::with_capacity(MAX_DESCRIPTORS + 2),
+            is_marked: false,
             // Room for whatever `write_now` may leave: a whole frame. Untouched it costs nothing.
             kept: Vec::with_capacity(FRAME_BYTES_MIN as usize + HEAD_BYTES),
         }
@@ -124,11 +129,14 @@ impl Lane {
         true
     }
 
-    fn fill_marker(&mut self, marker: u64) {
-        self.head[..DATA_HEADER_BYTES].copy_from_slice(&encode_data_header(&DataHeader::Marker { marker }));
-        self.spans.clear();
-        // SAFETY: the boxed head lives as long as `self` and does not change until sent.
-        unsafe { self.spans.push(self.head.as_mut_ptr(), DATA_HEADER_BYTES) }
+    /// Puts the call's marker behind the frame, if there is one: both leave in one system call, and
+    /// wake the receiver once.
+    fn append_marker(&mut self, marker: u64) {
+        *self.marker = encode_data_header(&DataHeader::Marker { marker });
+        // SAFETY: the boxed marker lives as long as `self`, and changes only with the next call, which
+        // begins when all spans of this one are sent.
+        unsafe { self.spans.push(self.marker.as_mut_ptr(), DATA_HEADER_BYTES) }
+        self.is_marked = true;
     }
 
     /// Sends what fits; false when nothing does.
@@ -175,32 +183,53 @@ impl Poster {
         self.last_marker
     }
 
-    /// Sends writes; returns when the kernel has copied all of them, and says how many bytes.
-    pub(super) fn write(&mut self, link: &Link, writes: &[Write]) -> Result<u64, TransportError> {
+    /// Sends writes and, on every stream, the marker behind them; returns when the kernel has copied
+    /// all of it, and says how many bytes were written.
+    pub(super) fn post(
+        &mut self,
+        link: &Link,
+        writes: &[Write],
+        marker: Option<u64>,
+    ) -> Result<u64, TransportError> {
         for write in writes {
             self.check(write)?;
+        }
+        if let Some(marker) = marker {
+            self.check_marker(marker)?;
+            self.last_marker = marker;
         }
         let posted_bytes = writes.iter().fold(0u64, |sum, write| sum.saturating_add(write.len_bytes));
         let mut rest = Rest { writes, done_bytes: 0, left_bytes: posted_bytes };
         let streams = self.lanes.len() as u64;
+        self.lanes.iter_mut().for_each(|lane| lane.is_marked = marker.is_none());
         loop {
             let mut progress = false;
             for turn in 0..self.lanes.len() {
                 let index = (self.next_lane + turn) % self.lanes.len();
                 let lane = &mut self.lanes[index];
-                if lane.spans.is_empty() && !lane.fill(&mut rest, &self.regions, streams) {
-                    continue;
+                if lane.spans.is_empty() {
+                    let is_filled = lane.fill(&mut rest, &self.regions, streams);
+                    match marker {
+                        Some(marker) if rest.writes.is_empty() && !lane.is_marked => {
+                            lane.append_marker(marker)
+                        }
+                        _ if is_filled => {}
+                        _ => continue,
+                    }
                 }
                 progress |= push(lane, link, index)?;
             }
-            if rest.writes.is_empty() && self.lanes.iter().all(|lane| lane.spans.is_empty()) {
+            let is_sent = |lane: &Lane| lane.is_marked && lane.spans.is_empty();
+            if rest.writes.is_empty() && self.lanes.iter().all(is_sent) {
                 break;
             }
             if !progress {
                 self.wait_for_room(link)?;
             }
         }
-        self.next_lane = (self.next_lane + 1) % self.lanes.len().max(1);
+        if !writes.is_empty() {
+            self.next_lane = (self.next_lane + 1) % self.lanes.len().max(1);
+        }
         Ok(posted_bytes)
     }
 
@@ -265,36 +294,14 @@ impl Poster {
         Ok(true)
     }
 
-    /// Sends a marker on every stream.
-    pub(super) fn mark(&mut self, link: &Link, marker: u64) -> Result<(), TransportError> {
+    fn check_marker(&self, marker: u64) -> Result<(), TransportError> {
         if self.lanes.is_empty() {
             return Err(TransportError::Invalid("only the initiator marks".into()));
         }
         if marker == 0 || marker == u64::MAX {
             return Err(TransportError::Invalid(format!("marker {marker} is reserved")));
         }
-        self.flush(link)?;
-        self.last_marker = marker;
-        self.lanes.iter_mut().for_each(|lane| lane.fill_marker(marker));
-        self.flush(link)
-    }
-
-    /// Sends what the lanes hold.
-    fn flush(&mut self, link: &Link) -> Result<(), TransportError> {
-        loop {
-            let mut progress = false;
-            for (index, lane) in self.lanes.iter_mut().enumerate() {
-                if !lane.spans.is_empty() {
-                    progress |= push(lane, link, index)?;
-                }
-            }
-            if self.lanes.iter().all(|lane| lane.spans.is_empty()) {
-                return Ok(());
-            }
-            if !progress {
-                self.wait_for_room(link)?;
-            }
-        }
+        Ok(())
     }
 
     /// Refuses a write that leaves its region or the peer's arena.

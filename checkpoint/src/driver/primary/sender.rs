@@ -41,6 +41,8 @@ pub(super) struct Sender {
     in_flight: VecDeque<InFlight>,
     /// Posted (or to be given up with the connection) and not followed by a marker yet.
     unmarked: ArrayVec<Piece, PIECES_A_MARKER>,
+    /// The last writes of an epoch, which leave with its marker. Reused.
+    last_writes: Vec<Write>,
     rounds: Rounds,
     parts: u64,
 }
@@ -49,7 +51,14 @@ impl Sender {
     pub fn new(shared: Arc<Shared>) -> Self {
         let rounds = Rounds::new(&shared);
         let flights = VecDeque::with_capacity(16 + shared.staging.count());
-        Self { shared, in_flight: flights, unmarked: ArrayVec::new(), rounds, parts: 0 }
+        Self {
+            shared,
+            in_flight: flights,
+            unmarked: ArrayVec::new(),
+            last_writes: Vec::new(),
+            rounds,
+            parts: 0,
+        }
     }
 
     /// Works until the driver is over.
@@ -190,12 +199,13 @@ impl Sender {
         let mut bytes: u64 = job.writes.iter().map(|write| write.len_bytes).sum();
         bytes += job.pieces.iter().map(Piece::bytes).sum::<u64>();
         shared.metrics.count(Counter::PagesSent, bytes / PAGE_BYTES);
+        self.last_writes.clear();
         for writes in job.pieces.iter().map(|piece| &piece.writes).chain([&job.writes]) {
-            link.endpoint.write(writes)?;
+            self.last_writes.extend_from_slice(writes);
         }
-        bytes += post_slot(shared, link, job, placed)?;
+        bytes += push_slot(shared, link, job, placed, &mut self.last_writes)?;
         let marker = placed.epoch.0;
-        link.endpoint.mark(marker)?;
+        link.endpoint.write_and_mark(&self.last_writes, marker)?;
         shared.metrics.count(Counter::BytesSent, bytes);
         shared.count_posted(placed.epoch);
         shared.call(|primary, now, actions| primary.epoch_posted(placed, now, actions));
@@ -237,8 +247,15 @@ impl Sender {
     }
 }
 
-/// Posts the commit slot: header and extents, and the state behind them.
-fn post_slot(shared: &Shared, link: &Link, job: &Job, placed: &PlacedEpoch) -> Result<u64, TransportError> {
+/// Appends the writes of the commit slot: header and extents, and the state behind them; says how
+/// many bytes.
+fn push_slot(
+    shared: &Shared,
+    link: &Link,
+    job: &Job,
+    placed: &PlacedEpoch,
+    writes: &mut Vec<Write>,
+) -> Result<u64, TransportError> {
     let (head_offset, head) = shared.slots.head(job.slot_index);
     let (state_offset, state) = shared.slots.state(job.slot_index);
     let checksum = slot::checksum(&state, 0, job.state_bytes as usize);
@@ -246,15 +263,20 @@ fn post_slot(shared: &Shared, link: &Link, job: &Job, placed: &PlacedEpoch) -> R
         .map_err(|error| TransportError::Invalid(error.to_string()))?;
     let head_bytes = slot::state_offset_bytes(job.transfers.len() as u64);
     let remote_offset = shared.shape.slot_offset_bytes(placed.epoch);
-    let head = Write { region: link.heads, local_offset: head_offset, remote_offset, len_bytes: head_bytes };
-    let state = Write {
-        region: link.states,
-        local_offset: state_offset,
-        remote_offset: remote_offset + head_bytes,
-        len_bytes: job.state_bytes,
-    };
+    writes.push(Write {
+        region: link.heads,
+        local_offset: head_offset,
+        remote_offset,
+        len_bytes: head_bytes,
+    });
     // A fabric may refuse a write of no bytes.
-    let writes = [head, state];
-    link.endpoint.write(if job.state_bytes > 0 { &writes } else { &writes[..1] })?;
+    if job.state_bytes > 0 {
+        writes.push(Write {
+            region: link.states,
+            local_offset: state_offset,
+            remote_offset: remote_offset + head_bytes,
+            len_bytes: job.state_bytes,
+        });
+    }
     Ok(head_bytes + job.state_bytes)
 }
