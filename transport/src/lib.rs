@@ -15,6 +15,7 @@ pub mod plain;
 pub mod rdma;
 pub mod sim;
 pub mod stream;
+mod streaming;
 pub mod tcp;
 
 pub use arena::Arena;

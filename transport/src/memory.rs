@@ -6,6 +6,8 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::streaming;
+
 /// A span of mapped memory and what keeps it mapped. Cloning shares the span.
 #[derive(Clone)]
 pub struct Memory {
@@ -109,6 +111,27 @@ impl Memory {
         let into = target.pointer(target_offset, len_bytes);
         // SAFETY: both ranges were checked; `copy` allows overlap.
         unsafe { std::ptr::copy(from, into, len_bytes) }
+    }
+
+    /// As [`copy_to`](Self::copy_to), for a target that is not read soon: it is written past the
+    /// caches where addresses and length are whole cache lines. Where the ranges overlap it is not
+    /// said what arrives.
+    ///
+    /// # Panics
+    /// If either range exceeds its span.
+    pub fn copy_streaming(&self, offset: usize, target: &Memory, target_offset: usize, len_bytes: usize) {
+        let from = self.pointer(offset, len_bytes);
+        let into = target.pointer(target_offset, len_bytes);
+        // SAFETY: both ranges were checked, and stay mapped as long as the spans.
+        unsafe { streaming::copy(from, into, len_bytes) }
+    }
+
+    /// Begins to fetch the bytes at `offset` into the caches, without waiting for them.
+    ///
+    /// # Panics
+    /// If the offset is beyond the span.
+    pub fn prefetch(&self, offset: usize) {
+        streaming::prefetch(self.pointer(offset, 0));
     }
 
     fn check(&self, offset: usize, len_bytes: usize) {

@@ -65,7 +65,8 @@ impl Homes {
         let from = spare.filter(|spare| *spare < spares).map(|spare| spare * PAGE_BYTES);
         let (Some(from), Some((target, to))) = (from, self.locate(copy.page)) else { return false };
         if !self.homes.keeps(copy.page) {
-            self.spares.copy_to(from as usize, target, to, PAGE_BYTES as usize);
+            // Nobody reads a home before the takeover.
+            self.spares.copy_streaming(from as usize, target, to, PAGE_BYTES as usize);
         }
         true
     }

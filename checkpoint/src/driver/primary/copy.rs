@@ -46,15 +46,20 @@ impl Pool {
         loop {
             let first = self.next.fetch_add(BATCH, Ordering::Relaxed);
             let Some(rest) = items.get(first..) else { return };
-            for item in &rest[..rest.len().min(BATCH)] {
-                self.copy(item);
-            }
+            self.copy_all(&rest[..rest.len().min(BATCH)]);
         }
     }
 
-    fn copy(&self, item: &CopyItem) {
-        let from = &self.regions[item.region];
-        from.copy_to(item.from as usize, &self.staging, item.to as usize, item.len_bytes as usize);
+    /// Copies some, the next one's first lines on their way while one is copied: the processor's own
+    /// prefetching ends with the page.
+    fn copy_all(&self, items: &[CopyItem]) {
+        for (index, item) in items.iter().enumerate() {
+            if let Some(next) = items.get(index + 1) {
+                self.regions[next.region].prefetch(next.from as usize);
+            }
+            let from = &self.regions[item.region];
+            from.copy_to(item.from as usize, &self.staging, item.to as usize, item.len_bytes as usize);
+        }
     }
 
     fn work(&self) {
@@ -112,8 +117,7 @@ impl Copier {
     /// Makes all copies, which belong to an epoch of `pages` pages. The list comes back as it was.
     pub fn copy(&self, items: &mut Vec<CopyItem>, pages: u64) {
         if self.workers.is_empty() || pages < self.parallel_from_pages {
-            items.iter().for_each(|item| self.pool.copy(item));
-            return;
+            return self.pool.copy_all(items);
         }
         self.exchange(items);
         self.pool.next.store(0, Ordering::Relaxed);
