@@ -3,13 +3,16 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Counts events. Whoever waits says which count it has seen, so an event between looking and
-/// waiting wakes it at once. Waiting spins for a configured time, then blocks.
+/// waiting wakes it at once. Waiting spins for a configured time, then blocks. An event that nobody
+/// is blocked for costs no system call.
 #[derive(Debug)]
 pub(crate) struct Signal {
     count: AtomicU64,
+    /// Threads that are blocked, or are about to look a last time.
+    blocked: AtomicU32,
     lock: Mutex<()>,
     condition: Condvar,
     spin: Duration,
@@ -17,7 +20,13 @@ pub(crate) struct Signal {
 
 impl Signal {
     pub(crate) fn new(spin: Duration) -> Self {
-        Self { count: AtomicU64::new(0), lock: Mutex::new(()), condition: Condvar::new(), spin }
+        Self {
+            count: AtomicU64::new(0),
+            blocked: AtomicU32::new(0),
+            lock: Mutex::new(()),
+            condition: Condvar::new(),
+            spin,
+        }
     }
 
     /// The count to pass to [`wait`](Self::wait), read before looking at what it signals.
@@ -27,10 +36,14 @@ impl Signal {
 
     /// Something happened.
     pub(crate) fn notify(&self) {
-        self.count.fetch_add(1, Ordering::Release);
-        // Taking the lock orders this after a waiter's last look at the count.
-        drop(lock(&self.lock));
-        self.condition.notify_all();
+        // Sequentially consistent, as in `block`: either this sees the thread that blocks, or that
+        // sees this event.
+        self.count.fetch_add(1, Ordering::SeqCst);
+        if self.blocked.load(Ordering::SeqCst) > 0 {
+            // Taking the lock orders this after a waiter's last look at the count.
+            drop(lock(&self.lock));
+            self.condition.notify_all();
+        }
     }
 
     /// Waits until something happened after `seen`, at most for `timeout`. Says whether it did.
@@ -46,9 +59,16 @@ impl Signal {
             }
             std::hint::spin_loop();
         }
+        self.blocked.fetch_add(1, Ordering::SeqCst);
+        let happened = self.block(seen, start, timeout);
+        self.blocked.fetch_sub(1, Ordering::SeqCst);
+        happened
+    }
+
+    fn block(&self, seen: u64, start: Instant, timeout: Duration) -> bool {
         let mut guard = lock(&self.lock);
         loop {
-            if self.seen() != seen {
+            if self.count.load(Ordering::SeqCst) != seen {
                 return true;
             }
             let Some(left) = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) else {
@@ -76,6 +96,28 @@ mod tests {
         signal.notify();
         assert!(signal.wait(seen, Duration::from_secs(3600)));
         assert!(!signal.wait(signal.seen(), Duration::ZERO));
+    }
+
+    #[test]
+    fn no_event_is_lost_between_two_threads_that_answer_each_other() {
+        let signals = [Signal::new(Duration::ZERO), Signal::new(Duration::ZERO)];
+        let rounds = 20_000;
+        std::thread::scope(|scope| {
+            for me in 0..2 {
+                let (mine, other) = (&signals[me], &signals[1 - me]);
+                scope.spawn(move || {
+                    for round in 0..rounds {
+                        if me == 0 {
+                            other.notify();
+                        }
+                        assert!(mine.wait(round, Duration::from_secs(3600)));
+                        if me == 1 {
+                            other.notify();
+                        }
+                    }
+                });
+            }
+        });
     }
 
     #[test]
