@@ -154,7 +154,7 @@ def read_welcome(b):
 
 def read_home(b):
     first = b.number(8, "homing sequence", 1, MAX_NUMBER)
-    count = b.number(2, "homings", 1, 64)
+    count = b.number(2, "homings", 1, 128)
     need(first + count <= MAX_NUMBER, "homing sequence leaves no room")
     b.zeros(6, "Home")
     pairs = [(b.number(8, "page", 0, MAX_PAGES - 1), b.number(8, "frame", 0, MAX_FRAMES - 1))

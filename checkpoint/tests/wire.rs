@@ -139,7 +139,7 @@ fn i10_a_homing_list_is_bounded() {
     };
     assert!(with_count(0).contains("0 homings"));
     assert!(with_count(2).contains("bytes"));
-    assert!(with_count(65).contains("65 homings"));
+    assert!(with_count(129).contains("129 homings"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::image::Trial;
 use super::{Actions, Backup, BackupAction, BackupReport, Refusal};
 
 /// Homings done that are worth an Ack of their own.
-const HOMINGS_PER_ACK: u64 = 64;
+const HOMINGS_PER_ACK: u64 = 256;
 
 impl Backup {
     pub(super) fn take_commit(&mut self, epoch: Epoch, actions: &mut Actions) -> Result<(), Refusal> {

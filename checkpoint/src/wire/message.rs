@@ -11,7 +11,7 @@ use crate::layout::{ArenaShape, GuestLayout};
 /// The protocol version this build speaks.
 pub const VERSION: u16 = 1;
 /// Most homings in one message.
-pub const MAX_HOMINGS: usize = 64;
+pub const MAX_HOMINGS: usize = 128;
 /// The marker that ends synchronization round `round` on every stream is `ROUND_MARKER | round`;
 /// an epoch's marker is its number.
 pub const ROUND_MARKER: u64 = 1 << 63;

@@ -65,7 +65,7 @@ pub fn messages() -> Vec<Message> {
         Message::Commit { epoch: Epoch(42) },
         Message::Ack { committed: Epoch(42), homed_through: HomingSequence(18), proof: AckProof::outgoing() },
         Message::Home { first_sequence: HomingSequence(18), homings: (0..3).map(homing).collect() },
-        Message::Home { first_sequence: HomingSequence(21), homings: (0..64).map(homing).collect() },
+        Message::Home { first_sequence: HomingSequence(21), homings: (0..128).map(homing).collect() },
         Message::Invalidate,
         Message::Invalidated { incarnation: Incarnation(3) },
         Message::Heartbeat { sequence: 1, progress: u64::MAX },

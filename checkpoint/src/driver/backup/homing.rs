@@ -9,7 +9,7 @@ use crate::metrics::{Counter, Phase};
 const LOOK: Duration = Duration::from_millis(500);
 /// Copies taken at a time: enough to make the locks cheap, few enough that a fence, which waits
 /// for them, is not held up.
-const BATCH: usize = 32;
+const BATCH: usize = 64;
 
 /// Works until the driver is over.
 pub(super) fn run(shared: &Shared) {
