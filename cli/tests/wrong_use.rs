@@ -47,6 +47,9 @@ fn wrong_options_and_settings() {
         2,
         &["heartbeat"],
     );
+    refused(&[&target[..], &["--traffic-class", "256"]].concat(), 2, &["--traffic-class", "256"]);
+    refused(&[&target[..], &["--traffic-class", "104"]].concat(), 2, &["--traffic-class", "--fabric rdma"]);
+    refused(&[&target[..], &["--service-level", "3"]].concat(), 2, &["--service-level", "--fabric rdma"]);
     refused(&["--config", "/nonexistent.toml", "protect"], 2, &["/nonexistent.toml"]);
     refused(&["backup", "--listen", "127.0.0.1:0"], 2, &["--standby"]);
     refused(
