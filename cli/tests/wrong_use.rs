@@ -48,8 +48,6 @@ fn wrong_options_and_settings() {
         &["heartbeat"],
     );
     refused(&[&target[..], &["--traffic-class", "256"]].concat(), 2, &["--traffic-class", "256"]);
-    refused(&[&target[..], &["--traffic-class", "104"]].concat(), 2, &["--traffic-class", "--fabric rdma"]);
-    refused(&[&target[..], &["--service-level", "3"]].concat(), 2, &["--service-level", "--fabric rdma"]);
     refused(&["--config", "/nonexistent.toml", "protect"], 2, &["/nonexistent.toml"]);
     refused(&["backup", "--listen", "127.0.0.1:0"], 2, &["--standby"]);
     refused(
@@ -68,6 +66,10 @@ fn a_socket_that_is_not_there_and_one_that_is_not_qmp() {
     let control = dir.path().join("protect.sock");
     let control = control.to_str().unwrap();
     let missing = format!("qemu:{}", dir.path().join("qmp.sock").display());
+    let target = ["protect", "--control", control, "--guest", &missing, "--backup", "127.0.0.1:1"];
+    for option in ["--traffic-class", "--service-level"] {
+        refused(&[&target[..], &[option, "4"]].concat(), 2, &[option, "--fabric rdma"]);
+    }
     refused(
         &["protect", "--control", control, "--guest", &missing, "--backup", "127.0.0.1:1"],
         1,
