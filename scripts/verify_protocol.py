@@ -490,6 +490,7 @@ class Replay:
 
     def on_home(self, _sender, _identity, first, homings):
         need(not self.invalidating, "Home after Invalidate")
+        need(self.last_commit > 0, "Home before the first Commit")
         for sequence, (page, source) in enumerate(homings, first):
             self.image.ask_homing(sequence, page, source)
             if self.primary:
@@ -504,6 +505,7 @@ class Replay:
     def on_invalidate(self, _sender, _identity):
         need(not self.invalidating, "Invalidate twice")
         if self.image:
+            need(self.last_commit > 0 or self.image.shape["copy_only"], "Invalidate before the first Commit")
             need(self.last_commit == self.image.placed, f"Invalidate with {self.image.placed} placed, "
                  f"{self.last_commit} sent")
             need(not (self.primary and self.image.unacked), "Invalidate with unacked epochs")

@@ -3,10 +3,8 @@
 
 #![allow(missing_docs)] // a test
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use romulus_checkpoint::arbiter::Arbiter;
@@ -17,6 +15,7 @@ use romulus_checkpoint::metrics::Counter;
 use romulus_checkpoint::synthetic::{
     Fill, Pace, Pattern, SyntheticGuest, SyntheticOptions, SyntheticStandby,
 };
+use romulus_counting_allocator::{CountingAllocator, Watch};
 use romulus_transport::Fabric;
 use romulus_transport::tcp::{TcpConfig, TcpFabric};
 
@@ -26,59 +25,9 @@ const WARM_UP: u64 = 300;
 const COUNTED: u64 = 200;
 /// Stretches of so many epochs that are looked at.
 const STRETCHES: usize = 8;
-/// Allocations whose thread is remembered.
-const KEPT: usize = 64;
-
-struct Counting;
-
-static COUNTING: AtomicBool = AtomicBool::new(false);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static THREADS: [AtomicUsize; KEPT] = [const { AtomicUsize::new(0) }; KEPT];
-
-fn count() {
-    if COUNTING.load(Ordering::Relaxed) {
-        let index = ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        if let Some(thread) = THREADS.get(index) {
-            thread.store(rustix::thread::gettid().as_raw_nonzero().get() as usize, Ordering::Relaxed);
-        }
-    }
-}
-
-// SAFETY: everything is the system allocator's; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The names of the threads that allocated.
-fn names_of_offenders() -> Vec<String> {
-    let found = ALLOCATIONS.load(Ordering::Relaxed).min(KEPT);
-    let name = |thread: &AtomicUsize| {
-        let path = format!("/proc/self/task/{}/comm", thread.load(Ordering::Relaxed));
-        std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-    };
-    THREADS[..found].iter().map(name).collect()
-}
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
 fn two_hundred_epochs_allocate_nothing() {
@@ -112,10 +61,9 @@ fn two_hundred_epochs_allocate_nothing() {
     let primary = PrimaryDriver::spawn(options, PrimaryParts::new(Box::new(guest), arbiter, fabric))
         .expect("it starts");
 
-    COUNTING.store(true, Ordering::SeqCst);
+    let watch = Watch::begin();
     drop(std::hint::black_box(vec![0u8; 10]));
-    COUNTING.store(false, Ordering::SeqCst);
-    assert!(ALLOCATIONS.swap(0, Ordering::SeqCst) > 0, "the counter counts");
+    assert!(watch.times() > 0, "the counter counts");
 
     let begun = Instant::now();
     let wait_for_pauses = |pauses: u64| {
@@ -130,16 +78,14 @@ fn two_hundred_epochs_allocate_nothing() {
     let mut stretches = Vec::new();
     let (before, after) = loop {
         let before = primary.status();
-        ALLOCATIONS.store(0, Ordering::SeqCst);
-        COUNTING.store(true, Ordering::SeqCst);
+        let watch = Watch::begin();
         wait_for_pauses(control.pauses() + COUNTED);
-        COUNTING.store(false, Ordering::SeqCst);
+        let found = watch.times();
         let after = primary.status();
-        let found = ALLOCATIONS.load(Ordering::SeqCst);
         if found == 0 {
             break (before, after);
         }
-        stretches.push((found, names_of_offenders()));
+        stretches.push((found, watch.threads(found)));
         assert!(stretches.len() < STRETCHES, "every stretch of {COUNTED} epochs allocates: {stretches:?}");
     };
     let homed = backup.status().pages_homed;

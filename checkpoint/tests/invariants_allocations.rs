@@ -1,7 +1,5 @@
 //! In steady state an epoch allocates nothing: not in the machines, not in codec or placement.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Duration;
 
 use romulus_checkpoint::arbiter::{Ownership, Record, SwapOutcome};
@@ -10,40 +8,11 @@ use romulus_checkpoint::primary::{self, Primary, PrimaryAction, PrimaryConfig, P
 use romulus_checkpoint::wire::message::{Hello, MachineIdentity, Message, ROUND_MARKER, encode};
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::*;
+use romulus_counting_allocator::{CountingAllocator, of_thread};
 use romulus_transport::Memory;
 
-/// The system's allocator, counting the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that is being torn down is not measured.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-}
-
-// SAFETY: passes every call on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps to the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps to the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps to the contract of `realloc`.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const PAGES: u64 = 4096;
 const SHAPE: ArenaShape =
@@ -266,12 +235,12 @@ fn an_epoch_in_steady_state_allocates_nothing() {
     }
     assert_eq!(pair.primary.state(), PrimaryState::Protected);
     let (epochs, homed, released) = (pair.backup.committed(), pair.homed, pair.released);
-    let before = ALLOCATIONS.get();
+    let before = of_thread().times;
     for number in 300..800 {
         pair.epoch(number);
     }
     assert!(before > 0, "the counter counts");
-    let allocated = ALLOCATIONS.get() - before;
+    let allocated = of_thread().times - before;
     assert!(pair.backup.committed().0 > epochs.0 + 250, "epochs go on: {}", pair.backup.committed());
     assert!(pair.homed > homed && pair.released > released);
     assert_eq!(allocated, 0, "in {} epochs", pair.backup.committed().0 - epochs.0);

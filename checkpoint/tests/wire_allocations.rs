@@ -2,58 +2,22 @@
 
 mod wire_samples;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use romulus_checkpoint::wire::message::{Message, decode, encode};
 use romulus_checkpoint::wire::slot;
 use romulus_checkpoint::{Epoch, FrameIndex, PageIndex, Transfer};
+use romulus_counting_allocator::{CountingAllocator, of_thread};
 use romulus_transport::Memory;
 use wire_samples::{bytes_of, identity, messages};
 
-/// The system's allocator, counting the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    static BYTES: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count(bytes: usize) {
-    // A thread that is being torn down is not measured.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-    let _ = BYTES.try_with(|total| total.set(total.get() + bytes as u64));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting touches only thread-local
-// cells that need no allocation.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count(new_size);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// How often and how many bytes `work` allocates on this thread.
 fn allocated(work: impl FnOnce()) -> (u64, u64) {
-    let before = (ALLOCATIONS.get(), BYTES.get());
+    let before = of_thread();
     work();
-    (ALLOCATIONS.get() - before.0, BYTES.get() - before.1)
+    let after = of_thread();
+    (after.times - before.times, after.bytes - before.bytes)
 }
 
 fn is_hot(message: &Message) -> bool {

@@ -242,6 +242,25 @@ const MUTATIONS: &[Mutation] = &[
         });
         "no spare"
     }),
+    (Role::Primary, "homing-while-synchronizing", |records| {
+        let at = find(records, |message| matches!(message, Message::Home { .. }));
+        let mut home = records.remove(at);
+        let first = find(records, |message| matches!(message, Message::Commit { .. }));
+        home.time_ns = records[first].time_ns;
+        records.insert(first, home);
+        "Home before the first Commit"
+    }),
+    (Role::Primary, "invalidate-while-synchronizing", |records| {
+        let at = find(records, |message| matches!(message, Message::Invalidate));
+        let (_, invalidate) = message::decode(&records[at].payload).unwrap();
+        let round = find(records, |message| matches!(message, Message::RoundAck { .. }));
+        let (identity, _) = message::decode(&records[round].payload).unwrap();
+        let mut payload = Vec::new();
+        message::encode(&identity, &invalidate, &mut payload);
+        let time_ns = records[round].time_ns;
+        records.insert(round + 1, Record { kind: RecordKind::Sent, time_ns, payload });
+        "Invalidate before the first Commit"
+    }),
     (Role::Primary, "round-skips", |records| {
         let at = find(records, |message| matches!(message, Message::RoundEnd { round: 2 }));
         replace(records, at, |message| *message = Message::RoundEnd { round: 3 });

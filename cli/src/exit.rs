@@ -14,10 +14,12 @@ pub enum Code {
     Refused = 3,
     /// This machine lacks a privilege, a program or a kernel feature (see `romulus doctor`).
     Machine = 4,
-    /// The guest now runs on the other host.
+    /// The guest now runs on the other host, or is that host's to run.
     Moved = 5,
     /// The guest has ended.
     GuestEnded = 6,
+    /// The guest's process died and no backup goes on with it.
+    GuestLost = 7,
 }
 
 /// The table of exit codes for `--help`.
@@ -28,7 +30,8 @@ pub const EXIT_CODES: &str = "Exit codes:
   3  refused: the guest, the peer or the arbiter's record does not allow it
   4  this machine lacks a privilege, a program or a kernel feature (see romulus doctor)
   5  the guest now runs on the other host
-  6  the guest has ended (powered off)";
+  6  the guest has ended (powered off)
+  7  the guest's process died while it was unprotected: it runs nowhere";
 
 /// An end with an exit code and a message for people.
 #[derive(Clone, Debug, thiserror::Error)]

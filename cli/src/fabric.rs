@@ -38,6 +38,8 @@ fn tcp(options: &CommonOptions, pinner: &Pinner) -> Result<TcpFabric, Failure> {
         ("--device-port", options.device_port.is_some()),
         ("--gid-index", options.gid_index.is_some()),
         ("--mtu-bytes", options.mtu_bytes.is_some()),
+        ("--traffic-class", options.traffic_class.is_some()),
+        ("--service-level", options.service_level.is_some()),
     ];
     if let Some((name, _)) = of_rdma.iter().find(|(_, is_set)| *is_set) {
         return Err(Failure::usage(format!("{name} is for --fabric rdma; the fabric here is tcp")));
@@ -55,16 +57,19 @@ fn rdma(options: &CommonOptions, pinner: &Pinner) -> Result<RdmaFabric, Failure>
     if options.congestion.is_some() {
         return Err(Failure::usage("--congestion is for --fabric tcp; the fabric here is rdma".into()));
     }
+    let default = RdmaConfig::default();
     let fabric = RdmaFabric::new(RdmaConfig {
         device: options.device.clone(),
         port: options.device_port,
         gid_index: options.gid_index,
         mtu_bytes: options.mtu_bytes,
         streams: options.streams()?,
-        silent_after: options.silent_after(RdmaConfig::default().silent_after)?,
+        traffic_class: options.traffic_class.unwrap_or(default.traffic_class),
+        service_level: options.service_level.unwrap_or(default.service_level),
+        silent_after: options.silent_after(default.silent_after)?,
         spin: options.spin_us.map(|_| options.spin()).transpose()?,
         on_thread_start: Some(threads::setup(pinner)),
-        ..RdmaConfig::default()
+        ..default
     });
     fabric.check().map_err(|error| match error {
         TransportError::Invalid(_) => Failure::usage(format!("--fabric rdma: {error}")),

@@ -376,7 +376,11 @@ fn finish(
         PrimaryOutcome::GuestEnded => Err(Failure::new(Code::GuestEnded, "the guest has powered off")),
         PrimaryOutcome::GuestDied(why) => Err(Failure::new(
             Code::Moved,
-            format!("the guest's process died ({why}); if it was protected, the backup takes over"),
+            format!("the guest's process died ({why}); the backup may go on with it: see its status"),
+        )),
+        PrimaryOutcome::GuestDiedUnprotected(why) => Err(Failure::new(
+            Code::GuestLost,
+            format!("the guest's process died while it was unprotected ({why}): no backup goes on with it"),
         )),
         PrimaryOutcome::TakenOver => Err(Failure::new(Code::Moved, "the guest now runs at the backup")),
         PrimaryOutcome::Failed(why) => Err(Failure::failed(why)),

@@ -120,6 +120,21 @@ fn the_death_of_the_guests_process_is_taken_over_at_once() {
 }
 
 #[test]
+fn a_guest_whose_process_dies_unprotected_runs_nowhere() {
+    let mut stage = protected_stage(|_| ());
+    kill(&mut stage.backup.as_mut().expect("the backup runs").child);
+    let protect = stage.protect.as_mut().expect("protect runs");
+    protect
+        .wait_for("solo", LONG, |status| (state(status) == "solo").then_some(()))
+        .unwrap_or_else(|e| panic!("{e}"));
+    kill(stage.guest.as_mut().expect("the guest runs"));
+    let log = protect.log.clone();
+    assert_eq!(exit_code_of_protect(&mut stage), Some(7));
+    let said = std::fs::read_to_string(log).expect("protect's log");
+    assert!(said.contains("no backup goes on with it"), "{said}");
+}
+
+#[test]
 fn a_standby_that_was_replaced_takes_over() {
     let mut stage = protected_stage(|_| ());
     let backup = stage.backup.as_mut().expect("the backup runs");

@@ -47,6 +47,7 @@ fn wrong_options_and_settings() {
         2,
         &["heartbeat"],
     );
+    refused(&[&target[..], &["--traffic-class", "256"]].concat(), 2, &["--traffic-class", "256"]);
     refused(&["--config", "/nonexistent.toml", "protect"], 2, &["/nonexistent.toml"]);
     refused(&["backup", "--listen", "127.0.0.1:0"], 2, &["--standby"]);
     refused(
@@ -65,6 +66,10 @@ fn a_socket_that_is_not_there_and_one_that_is_not_qmp() {
     let control = dir.path().join("protect.sock");
     let control = control.to_str().unwrap();
     let missing = format!("qemu:{}", dir.path().join("qmp.sock").display());
+    let target = ["protect", "--control", control, "--guest", &missing, "--backup", "127.0.0.1:1"];
+    for option in ["--traffic-class", "--service-level"] {
+        refused(&[&target[..], &[option, "4"]].concat(), 2, &[option, "--fabric rdma"]);
+    }
     refused(
         &["protect", "--control", control, "--guest", &missing, "--backup", "127.0.0.1:1"],
         1,

@@ -14,6 +14,11 @@ use romulus_transport::rdma::wire as rdma;
 use romulus_transport::tcp::wire::{
     self, Answer, ControlHeader, ControlKind, DataHeader, Descriptor, Offer, Preface,
 };
+use romulus_xen::machine::Machine;
+use romulus_xen::records::{
+    END, HEADER_BYTES, HvmParam, OPTIONAL, RecordError, Tsc, TscAndParams, append, params_body,
+    write_epoch_state,
+};
 
 use crate::slot_identity;
 
@@ -125,8 +130,7 @@ pub fn rdma_items(_directory: &Path) -> Vec<Vec<u8>> {
         messages: pair(17),
         data: vec![pair(18), pair(19)],
     };
-    let span =
-        |address, begins_chunk| rdma::Span { len_bytes: 1 << 20, address, key: 0x1234, begins_chunk };
+    let span = |address, begins_chunk| rdma::Span { len_bytes: 1 << 20, address, key: 0x1234, begins_chunk };
     let spans = vec![span(1 << 20, true), span(1 << 21, false), span(1 << 30, true)];
     let answer = rdma::Answer { common: common.clone(), markers: 128, spans };
     let items: [(u8, Vec<u8>); 4] = [
@@ -182,4 +186,38 @@ pub fn streams(_directory: &Path) -> Vec<Vec<u8>> {
     let mut sealed = romulus_qemu::stream::seal_state().to_vec();
     sealed.extend(b"\x04\0\0\0\0\x05timer");
     vec![plain, stream, region, sealed]
+}
+
+/// A state, a description and a configuration of a Xen domain, each behind the byte that chooses it.
+pub fn xen_guests(_directory: &Path) -> Vec<Vec<u8>> {
+    let params = [HvmParam { index: 1, value: 0xfeff_f000 }, HvmParam { index: 5, value: 7 }];
+    let tsc = Tsc { mode: 1, khz: 2_400_000, elapsed_ns: 1 << 40, incarnation: 3 };
+    let mut state = vec![0; 400];
+    let written =
+        write_epoch_state::<RecordError>(&mut state, TscAndParams { tsc, params: &params }, |into| {
+            into[..100].fill(0x5a);
+            Ok(100)
+        });
+    state.truncate(written.expect("there is room for it"));
+    let mut later = state.clone();
+    later.truncate(state.len() - HEADER_BYTES);
+    append(&mut later, OPTIONAL | 0x99, b"of a later version");
+    append(&mut later, END, &[]);
+
+    let config = r#"{"c_info":{"type":"pvh","name":"vm","domid":7},"b_info":{"max_vcpus":1,"extra":[],"type.pvh":{}},
+        "nics":[{"script":"vif-bridge"}],"disks":[{"pdev_path":"/dev/vg/vm"}]}"#;
+    let machine = Machine {
+        xen: "4.17".into(),
+        vcpus: 1,
+        pages: 32_768,
+        config: config.replace('\n', ""),
+        cpuid: vec![1; 600],
+        msrs: vec![2; 16],
+        params: params_body(&params),
+    };
+    let identity = machine.identity().expect("a short description");
+    let description = [vec![identity.hypervisor], identity.configuration].concat().join("\n");
+
+    let items = [(0, state), (0, later), (1, description.into_bytes()), (3, config.as_bytes().to_vec())];
+    items.map(|(which, bytes)| [vec![which], bytes].concat()).into()
 }

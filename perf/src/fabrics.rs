@@ -71,6 +71,16 @@ pub struct FabricOptions {
     #[arg(long, value_name = "N")]
     pub gid_index: Option<u8>,
 
+    /// rdma: traffic class of the packets that this side sends, 0 to 254: 4 times the DSCP, plus 2
+    /// for packets that congestion control may mark (ECN) [default: 0]
+    #[arg(long, value_name = "N")]
+    pub traffic_class: Option<u8>,
+
+    /// rdma: service level of the packets that this side sends, 0 to 7 on RoCE, 0 to 15 on
+    /// InfiniBand [default: 0]
+    #[arg(long, value_name = "N")]
+    pub service_level: Option<u8>,
+
     /// Threads and their cores: off, auto, or a list as in capture=2,sender=3
     #[arg(long, value_name = "PLAN", default_value = "off")]
     pub pin: String,
@@ -113,6 +123,8 @@ impl FabricOptions {
                     device: self.device.clone(),
                     port: self.device_port,
                     gid_index: self.gid_index,
+                    traffic_class: self.traffic_class.unwrap_or(default.traffic_class),
+                    service_level: self.service_level.unwrap_or(default.service_level),
                     streams,
                     depth: depth.unwrap_or(default.depth),
                     spin: self.spin_us.map(Duration::from_micros),
@@ -147,8 +159,13 @@ impl FabricOptions {
         let number = |name: &'static str, value: Option<u8>| {
             value.into_iter().flat_map(|value| [name.to_owned(), value.to_string()]).collect::<Vec<_>>()
         };
-        let port = number("-i", self.device_port);
-        device.chain(port).chain(number("-x", self.gid_index)).collect()
+        let numbers = [
+            ("-i", self.device_port),
+            ("-x", self.gid_index),
+            ("--tclass", self.traffic_class),
+            ("--sl", self.service_level),
+        ];
+        device.chain(numbers.into_iter().flat_map(|(name, value)| number(name, value))).collect()
     }
 
     /// A fiftieth of the patience, as often as 20 ms at the least.

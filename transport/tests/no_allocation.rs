@@ -1,41 +1,15 @@
 //! In steady state no call of the tcp fabric allocates, nor does any of its threads.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use romulus_counting_allocator::{CountingAllocator, Watch};
 use romulus_transport::tcp::{TcpConfig, TcpFabric};
 use romulus_transport::{Arena, Endpoint, Event, Fabric, Memory, MessageBuffer, Write};
 
-/// Counts every allocation of the process.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: forwards to the system's allocator, and counts beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const PAGE_BYTES: u64 = 4096;
 const PAGES: u64 = 2000;
@@ -103,12 +77,12 @@ fn epochs_do_not_allocate_on_either_side() {
     for number in 1..=20 {
         epoch(number, &writes, &*primary, &*backup, &mut message);
     }
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    let watch = Watch::begin();
     for number in 21..=120 {
         epoch(number, &writes, &*primary, &*backup, &mut message);
     }
-    let allocations = ALLOCATIONS.load(Ordering::SeqCst) - before;
+    let allocations = watch.times();
     assert_eq!(allocations, 0, "allocations in 100 epochs");
     std::hint::black_box(vec![0u8; 10]);
-    assert!(ALLOCATIONS.load(Ordering::SeqCst) > before, "the counter counts");
+    assert!(watch.times() > 0, "the counter counts");
 }

@@ -1,6 +1,6 @@
 //! Homings, and the end of an image at the primary's wish.
 
-use crate::ids::{HomingSequence, Time};
+use crate::ids::{Epoch, HomingSequence, Time};
 use crate::placement::committed::HomingCopy;
 use crate::wire::message::{ErrorCode, Homing, Message};
 
@@ -15,8 +15,10 @@ impl Backup {
         actions: &mut Actions,
     ) -> Result<(), Refusal> {
         let spares = self.session.as_ref().map_or(0, |session| session.shape.spares);
-        let Some(image) = self.image.as_mut().filter(|image| !image.invalidating) else {
-            return Err(Refusal::new(ErrorCode::Violation, "Home without a live image"));
+        let Some(image) = self.image.as_mut().filter(|image| image.asked > Epoch(0) && !image.invalidating)
+        else {
+            let text = "Home before the first Commit of an image or after Invalidate";
+            return Err(Refusal::new(ErrorCode::Violation, text));
         };
         // A homing depends on the epochs whose Commit came before it: until they are in the map,
         // it would be taken for one that they have superseded.
@@ -90,6 +92,12 @@ impl Backup {
         let Some(image) = &mut self.image else {
             return Err(Refusal::new(ErrorCode::Violation, "Invalidate without an image"));
         };
+        // Elsewhere the first epoch fits whatever it has, since all homes are free. With copy-only
+        // homes it may not, and comes without parts before it where all pages were zero.
+        if image.invalidating || (image.asked == Epoch(0) && !image.copy_only) {
+            let text = "Invalidate before the first Commit of an image or after another Invalidate";
+            return Err(Refusal::new(ErrorCode::Violation, text));
+        }
         if image.asked != image.committed || image.fenced != image.committed {
             return Err(Refusal::new(
                 ErrorCode::Violation,

@@ -124,6 +124,14 @@ impl Primary {
         self.settle(now, actions);
     }
 
+    /// The machine has ended with a guest whose process died while the record said that this host
+    /// ran it alone: no backup goes on with it.
+    pub fn guest_died_unprotected(&self) -> bool {
+        let died = self.ending.is_some_and(|ending| ending.kind == Kind::GuestDied);
+        let ended = self.over == Some(PrimaryState::Ended);
+        died && ended && self.grant.solo(&self.config.host).is_some()
+    }
+
     /// Whether the next checkpoint, if any, is the last; `None`: none any more.
     pub(super) fn next_is_last(&self) -> Option<bool> {
         match &self.ending {

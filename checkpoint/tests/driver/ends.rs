@@ -73,6 +73,19 @@ fn a_guest_whose_process_died_goes_on_at_the_backup() {
 }
 
 #[test]
+fn a_guest_that_dies_unprotected_runs_nowhere_and_the_outcome_says_so() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    backup.stop();
+    until("output is free", || !lab.gate.holding.load(Ordering::SeqCst));
+    primary.guest.event(GuestEvent::Died("killed".into()));
+    assert_eq!(primary.wait(), PrimaryOutcome::GuestDiedUnprotected("killed".into()));
+    assert_eq!(backup.standby.verdict(), None);
+}
+
+#[test]
 fn a_guest_that_dies_within_a_pause_goes_on_at_the_backup() {
     let lab = Lab::new(busy_guest());
     let backup = lab.start_backup();

@@ -5,11 +5,11 @@ use std::time::Duration;
 use romulus_checkpoint::arbiter::Ownership;
 use romulus_checkpoint::backup::BackupState;
 use romulus_checkpoint::extent::Transfer;
-use romulus_checkpoint::primary::{PlacedEpoch, PrimaryState};
+use romulus_checkpoint::primary::{PlacedEpoch, PrimaryState, Work};
 use romulus_checkpoint::wire::message::{Message, encode};
 use romulus_checkpoint::*;
 
-use crate::harness::{World, backup_config, primary_config, shape};
+use crate::harness::{PAGES, World, backup_config, primary_config, shape};
 
 fn world(seed: u64, spares: u64) -> World {
     let shape = ArenaShape { copy_only_homes: true, spares, ..shape() };
@@ -101,4 +101,22 @@ fn there_are_no_rounds_with_copy_only_homes() {
     world.message_to_backup(&bytes);
     assert!(world.backup_log.iter().any(|line| line.contains("round 1")), "{:#?}", world.backup_log);
     assert!(!world.connected);
+}
+
+#[test]
+fn a_first_epoch_larger_than_the_spares_is_given_up_before_anything_is_committed() {
+    let mut world = world(8, 3);
+    world.connect();
+    // All pages are zero at both ends, so that no part is due, and then the guest writes them all.
+    let work = world.primary.next_work(world.now);
+    assert!(matches!(work, Work::Round { round: 1, everything: true }), "{work:?}");
+    world.act_primary(|primary, now, actions| primary.round_listed(1, &[], now, actions));
+    world.dirty.extend(0..PAGES);
+    let before = world.primary.identity().incarnation;
+    world.capture();
+    assert_eq!(world.primary.state(), PrimaryState::Invalid);
+    world.flush();
+    assert!(world.connected, "{:#?}", world.backup_log);
+    assert!(world.primary.identity().incarnation > before, "the backup has promised");
+    world.protect();
 }

@@ -131,6 +131,36 @@ fn a_guest_that_died_goes_on_at_the_backup() {
 }
 
 #[test]
+fn a_guest_that_died_is_unprotected_only_where_the_record_lets_nobody_take_over() {
+    let died = |world: &mut World| {
+        world.running = false;
+        world.act_primary(|primary, now, actions| primary.guest_gone(ByeReason::GuestDied, now, actions));
+    };
+    // Alone, with output gone that no image covers.
+    let mut world = protected(14);
+    world.network = false;
+    world.cut();
+    world.run_until("alone", |world| world.primary.state() == PrimaryState::Solo);
+    died(&mut world);
+    assert_eq!((world.primary.state(), owner(&world)), (PrimaryState::Ended, solo()));
+    assert!(world.primary.guest_died_unprotected());
+    // Protected: the backup has it.
+    let mut world = protected(15);
+    died(&mut world);
+    world.run_until("the primary knows", |world| world.primary.state() == PrimaryState::Lost);
+    assert!(!world.primary.guest_died_unprotected());
+    // Protected, and stopped before anybody knows.
+    let mut world = protected(16);
+    world.network = false;
+    world.cut();
+    died(&mut world);
+    world.act_primary(|primary, now, actions| primary.request_stop(now, actions));
+    assert_eq!(world.primary.state(), PrimaryState::Ended);
+    assert!(!world.primary.guest_died_unprotected());
+    world.run_until("takeover", |world| world.activated.is_some());
+}
+
+#[test]
 fn a_guest_that_died_while_going_solo_is_handed_back() {
     let mut world = protected(7);
     world.network = false;

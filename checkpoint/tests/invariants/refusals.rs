@@ -8,10 +8,12 @@ use romulus_checkpoint::arbiter::{Ownership, Record};
 use romulus_checkpoint::backup::{Admission, Backup, BackupState};
 use romulus_checkpoint::primary::{Primary, PrimaryState};
 use romulus_checkpoint::wire::AckProof;
-use romulus_checkpoint::wire::message::{ByeReason, ErrorCode, Hello, MachineIdentity, Message, encode};
+use romulus_checkpoint::wire::message::{
+    ByeReason, ErrorCode, Hello, Homing, MachineIdentity, Message, encode,
+};
 use romulus_checkpoint::*;
 
-use crate::harness::{World, backup_config, layout, primary_config, shape};
+use crate::harness::{PAGES, World, backup_config, layout, primary_config, shape};
 
 fn bytes(identity: &Identity, message: &Message) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -58,6 +60,63 @@ fn i4_markers_without_the_commit_do_not_commit() {
     assert_eq!(world.backup.committed(), before);
     world.deliver_all_to_backup();
     assert!(world.backup.committed() > before);
+}
+
+/// Why the backup ends the connection over a message of the primary; `None` when it takes it.
+fn refused(world: &mut World, message: &Message) -> Option<String> {
+    let said = world.backup_log.len();
+    let identity = world.primary.identity();
+    world.message_to_backup(&bytes(&identity, message));
+    (!world.connected).then(|| world.backup_log[said..].join("; "))
+}
+
+fn home(page: u64) -> Message {
+    let homing = Homing { page: PageIndex(page), source: FrameIndex(PAGES) };
+    Message::Home { first_sequence: HomingSequence(1), homings: [homing].into_iter().collect() }
+}
+
+#[test]
+fn home_and_invalidate_are_refused_while_the_image_is_synchronized() {
+    let commit = Message::Commit { epoch: Epoch(1) };
+    for copy_only_homes in [false, true] {
+        let shape = ArenaShape { copy_only_homes, ..shape() };
+        let begun = || {
+            let mut world = World::build(8, shape, primary_config(), backup_config());
+            world.run_until("connected", |world| world.connected);
+            assert_eq!(world.backup.committed(), Epoch(0));
+            world
+        };
+        let why = refused(&mut begun(), &home(0)).expect("nothing is placed yet");
+        assert!(why.contains("Home before the first Commit"), "{why}");
+        let why = refused(&mut begun(), &Message::Invalidate);
+        if !copy_only_homes {
+            assert!(why.is_some_and(|why| why.contains("Invalidate before the first Commit")));
+            continue;
+        }
+        assert_eq!(why, None, "the first epoch may exceed the spares");
+        // With the first part's Commit homings are legal; this one waits for the part itself.
+        let mut world = begun();
+        assert_eq!(refused(&mut world, &commit), None);
+        assert_eq!(refused(&mut world, &home(0)), None);
+    }
+}
+
+#[test]
+fn after_invalidate_nothing_follows_until_the_promise() {
+    let round = Message::RoundEnd { round: 1 };
+    for (message, words) in [
+        (Message::Invalidate, "after another Invalidate"),
+        (home(1), "after Invalidate"),
+        (round, "over a live image"),
+    ] {
+        let mut world = World::new(9);
+        // The promise waits for the trial, and so do the acks: the primary sends no third epoch.
+        world.trial_takes = Duration::from_secs(10);
+        world.run_until("two epochs", |world| world.backup.committed() == Epoch(2));
+        assert_eq!(refused(&mut world, &Message::Invalidate), None);
+        let why = refused(&mut world, &message).expect("the primary waits for Invalidated");
+        assert!(why.contains(words), "{message:?}: {why}");
+    }
 }
 
 #[test]

@@ -1,37 +1,15 @@
 //! Large guests: how placement behaves over many epochs.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use arrayvec::ArrayVec;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use romulus_checkpoint::placement::committed::CommittedMap;
 use romulus_checkpoint::placement::planner::{NotPlaced, Planner};
 use romulus_checkpoint::{ArenaShape, Epoch, Extent, HomingSequence, PageIndex, Transfer};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: hands every call to the system's allocator unchanged; the counter has no destructor
-// and does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above; every block came from `System`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use romulus_counting_allocator::{CountingAllocator, of_thread};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 struct Pair {
     shape: ArenaShape,
@@ -94,9 +72,9 @@ fn no_allocation_in_steady_state() {
         }
     };
     epochs(&mut pair, 20);
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = of_thread().times;
     epochs(&mut pair, 100);
-    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
+    assert_eq!(of_thread().times - before, 0);
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub const COMMON_KEYS: &[&str] = &[
     "device_port",
     "gid_index",
     "mtu_bytes",
+    "traffic_class",
+    "service_level",
     "streams",
     "congestion",
     "pin",
@@ -91,6 +93,19 @@ pub struct CommonOptions {
     #[arg(long, value_name = "BYTES")]
     pub mtu_bytes: Option<u32>,
 
+    /// Traffic class of the RDMA packets that this host sends, 0 to 254: 4 times the DSCP, plus 2
+    /// for packets that the cards' congestion control may mark (ECN), as in 106 for DSCP 26. Switches
+    /// and cards tell the lossless class (PFC) by it. InfiniBand uses it between subnets only
+    /// [default: 0]
+    #[arg(long, value_name = "N")]
+    pub traffic_class: Option<u8>,
+
+    /// Service level of the RDMA packets that this host sends: 0 to 7 on RoCE, the priority where
+    /// packets of a VLAN are told apart by it; 0 to 15 on InfiniBand, as its subnet manager knows
+    /// them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub service_level: Option<u8>,
+
     /// Data streams, 1 to 16: connections of the tcp fabric, of which more use more cores, or queue
     /// pairs of the rdma fabric. The primary's wish counts [default: 2]
     #[arg(long, value_name = "N")]
@@ -136,6 +151,8 @@ impl CommonOptions {
                 device_port,
                 gid_index,
                 mtu_bytes,
+                traffic_class,
+                service_level,
                 streams,
                 congestion,
                 pin,

@@ -437,6 +437,7 @@ fn name_of(outcome: PrimaryOutcome) -> (&'static str, String) {
         PrimaryOutcome::Stopped => ("stopped", String::new()),
         PrimaryOutcome::GuestEnded => ("guest_ended", String::new()),
         PrimaryOutcome::GuestDied(why) => ("guest_died", why),
+        PrimaryOutcome::GuestDiedUnprotected(why) => ("guest_died_unprotected", why),
         PrimaryOutcome::TakenOver => ("taken_over", String::new()),
         PrimaryOutcome::Failed(why) => ("failed", why),
     }

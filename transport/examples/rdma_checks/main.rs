@@ -43,6 +43,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("devices_are_listed_whole", options::devices_are_listed_whole),
     ("wrong_device_port_gid_and_mtu_are_named", options::wrong_device_port_gid_and_mtu_are_named),
     ("sides_with_different_mtu_agree", options::sides_with_different_mtu_agree),
+    ("each_side_has_its_own_class_of_traffic", options::each_side_has_its_own_class_of_traffic),
     ("every_usable_gid_works", options::every_usable_gid_works),
     ("an_address_of_the_other_family_works", options::an_address_of_the_other_family_works),
     ("a_forged_key_writes_nothing", hostile::a_forged_key_writes_nothing),

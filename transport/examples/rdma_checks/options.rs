@@ -74,6 +74,15 @@ pub fn sides_with_different_mtu_agree(place: &Place) {
     }
 }
 
+pub fn each_side_has_its_own_class_of_traffic(place: &Place) {
+    let marked = |traffic_class, service_level| RdmaConfig { traffic_class, service_level, ..patient() };
+    for (connecting, listening) in [(marked(106, 3), patient()), (marked(104, 0), marked(254, 7))] {
+        Pair::of(place.socket(), connecting, listening, |_| {}).expect("a connection").works();
+    }
+    expect_parts(&refusal(place, marked(3, 0)), &["traffic class of 3", "0 or 2"]);
+    expect_parts(&refusal(place, marked(0, 200)), &["service level of 200", "0 to 7"]);
+}
+
 pub fn every_usable_gid_works(place: &Place) {
     let (_, port) = here(place);
     let mut worked = 0;

@@ -46,6 +46,7 @@ pub(super) fn choose(
     for (device, port) in ports {
         // A port that does not fit the wishes is passed over for one that does.
         let fitting = choose_mtu(device, port, config.mtu_bytes).and_then(|mtu_bytes| {
+            check_class(device, port, config)?;
             let (rank, gid) = choose_gid(device, port, config.gid_index, local, peer_gid)?;
             Ok((rank, gid, mtu_bytes))
         });
@@ -160,6 +161,28 @@ fn rank(gid: &GidInfo, local: IpAddr, peer_gid: Option<Ipv6Addr>) -> u32 {
         peer.to_ipv4_mapped().is_some() != mapped.is_some() || is_link_local(&peer) != is_link_local(&gid.gid)
     });
     by_kind + by_address + if other_family { 4 } else { 0 }
+}
+
+/// What the packets' headers have room for.
+fn check_class(device: &DeviceInfo, port: &PortInfo, config: &RdmaConfig) -> Result<(), TransportError> {
+    let RdmaConfig { traffic_class, service_level, .. } = *config;
+    if traffic_class & 3 == 3 {
+        return invalid(format!(
+            "a traffic class of {traffic_class} marks every packet as one that met congestion; it is 4 times the \
+             DSCP, plus 2 where congestion may be marked: {} or {}",
+            traffic_class - 3,
+            traffic_class - 1
+        ));
+    }
+    let (most, link) = match port.link {
+        LinkKind::Ethernet => (7, "RoCE"),
+        LinkKind::InfiniBand => (15, "InfiniBand"),
+    };
+    if service_level > most {
+        let place = format!("port {} of {} ({link})", port.number, device.name);
+        return invalid(format!("a service level of {service_level}; {place} has 0 to {most}"));
+    }
+    Ok(())
 }
 
 fn choose_mtu(device: &DeviceInfo, port: &PortInfo, wish: Option<u32>) -> Result<u32, TransportError> {

@@ -173,6 +173,23 @@ fn options_that_do_not_fit_are_refused_by_name() {
 }
 
 #[test]
+fn a_class_of_traffic_that_no_packet_can_have_is_refused() {
+    let roce = [device("a", vec![ethernet(1, both_versions("10.0.0.1"))])];
+    let config =
+        |traffic_class, service_level| RdmaConfig { traffic_class, service_level, ..RdmaConfig::default() };
+    chosen(&roce, &config(106, 7), HERE);
+    chosen(&roce, &config(254, 0), HERE);
+    refused(&roce, &config(107, 0), &["traffic class of 107", "104 or 106"]);
+    refused(&roce, &config(0, 8), &["service level of 8", "port 1 of a (RoCE) has 0 to 7"]);
+    chosen(&[infiniband()], &config(0, 15), HERE);
+    refused(
+        &[infiniband()],
+        &config(0, 16),
+        &["service level of 16", "port 1 of ib0 (InfiniBand) has 0 to 15"],
+    );
+}
+
+#[test]
 fn a_device_that_cannot_be_opened_says_why() {
     let mut broken = device("a", Vec::new());
     broken.problem = Some("it cannot be opened: Permission denied".into());

@@ -87,9 +87,11 @@ pub struct RdmaConfig {
     /// a single CPU or a software device, whose kernel needs the CPU to make the completion. A
     /// thread that spins burns its core.
     pub spin: Option<Duration>,
-    /// DSCP and ECN byte of RoCE packets, default 0. Priority flow control maps it to a class.
+    /// DSCP (upper six bits) and ECN bits of the RoCE packets that this side sends, default 0.
+    /// Priority flow control maps it to a class. InfiniBand: only between subnets.
     pub traffic_class: u8,
-    /// InfiniBand service level or RoCE priority, default 0.
+    /// Of the packets that this side sends: InfiniBand service level, 0 to 15, or RoCE priority, 0
+    /// to 7; default 0.
     pub service_level: u8,
     /// Time between two heartbeats on the control connection, at least 1 ms; default 20 ms. The
     /// peer's `silent_after` must be at least three times as long, or the handshake fails.

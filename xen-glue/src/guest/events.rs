@@ -68,19 +68,7 @@ mod tests {
     use super::*;
 
     fn info() -> DomainInfo {
-        DomainInfo {
-            domid: 3,
-            uuid: [0; 16],
-            pages: 1,
-            shared_pages: 0,
-            paged_pages: 0,
-            hvm: true,
-            assisted_paging: true,
-            dying: false,
-            paused: false,
-            shutdown: None,
-            vcpus: 1,
-        }
+        DomainInfo::running()
     }
 
     fn news(looks: &[(Option<DomainInfo>, bool)]) -> Vec<GuestEvent> {

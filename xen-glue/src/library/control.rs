@@ -102,6 +102,26 @@ pub struct DomainInfo {
     pub vcpus: u32,
 }
 
+#[cfg(test)]
+impl DomainInfo {
+    /// A PVH domain of one page that runs, for tests.
+    pub(crate) fn running() -> Self {
+        DomainInfo {
+            domid: 3,
+            uuid: [0; 16],
+            pages: 1,
+            shared_pages: 0,
+            paged_pages: 0,
+            hvm: true,
+            assisted_paging: true,
+            dying: false,
+            paused: false,
+            shutdown: None,
+            vcpus: 1,
+        }
+    }
+}
+
 /// Time stamp counter settings, as Xen's migration stream carries them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TscInfo {

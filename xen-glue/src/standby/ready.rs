@@ -222,19 +222,7 @@ mod tests {
 
     #[test]
     fn only_a_paused_domain_of_nobody_makes_way_for_a_standby() {
-        let info = |paused, shutdown| DomainInfo {
-            domid: 7,
-            uuid: [0; 16],
-            pages: 1,
-            shared_pages: 0,
-            paged_pages: 0,
-            hvm: true,
-            assisted_paging: true,
-            dying: false,
-            paused,
-            shutdown,
-            vcpus: 1,
-        };
+        let info = |paused, shutdown| DomainInfo { paused, shutdown, ..DomainInfo::running() };
         for owner in [Owner::Nobody, Owner::Dead] {
             assert!(may_replace("vm--standby", &info(true, None), owner).is_ok());
             for running in [info(false, None), info(true, Some(Shutdown::Crash))] {

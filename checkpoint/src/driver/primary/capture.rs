@@ -391,7 +391,9 @@ impl Capture {
     /// untracked; the gate is out of its way if the machine let go of its output.
     fn leave(&mut self) {
         // Asked for first: what was ordered on the way to this state is queued by now.
-        let (state, may_run) = self.shared.call(|primary, _, _| (primary.state(), primary.keep_guest_here()));
+        let (state, may_run, unprotected) = self.shared.call(|primary, _, _| {
+            (primary.state(), primary.keep_guest_here(), primary.guest_died_unprotected())
+        });
         self.shared.perform();
         self.obey_orders();
         if state == PrimaryState::Lost {
@@ -412,8 +414,12 @@ impl Capture {
         {
             self.shared.note(&format!("taking the output gate away failed: {error}"));
         }
-        let ended = self.gone.take().unwrap_or(PrimaryOutcome::Stopped);
-        self.shared.conclude(if state == PrimaryState::Lost { PrimaryOutcome::TakenOver } else { ended });
+        self.shared.conclude(match self.gone.take() {
+            _ if state == PrimaryState::Lost => PrimaryOutcome::TakenOver,
+            Some(PrimaryOutcome::GuestDied(why)) if unprotected => PrimaryOutcome::GuestDiedUnprotected(why),
+            Some(gone) => gone,
+            None => PrimaryOutcome::Stopped,
+        });
         self.shared.finish();
     }
 }

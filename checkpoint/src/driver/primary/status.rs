@@ -121,8 +121,12 @@ pub enum PrimaryOutcome {
     Stopped,
     /// The guest has powered off.
     GuestEnded,
-    /// The guest's process died here. What the backup makes of it is its own.
+    /// The guest's process died here, and protection was stopped before it was known whether the
+    /// backup goes on with it.
     GuestDied(String),
+    /// The guest's process died while the record said that this host ran it alone: the guest runs
+    /// nowhere.
+    GuestDiedUnprotected(String),
     /// The backup owns the guest (planned failover, or it took over); the local one is destroyed.
     TakenOver,
     /// The driver could not go on. The guest runs unprotected unless the text says otherwise.
