@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Kills Romulus on the primary Xen host with SIGKILL at random moments, in its first copy as well
-as later, and checks each time that the domain runs on and can be protected again; then kills the
-backup's host at random moments, and checks that the primary says that its domain runs unprotected."""
+"""Kills Romulus on the primary Xen host with SIGKILL at random moments, by turns from its start on and
+from when the domain is protected, and checks each time that the domain runs on and can be protected
+again; then kills the backup's host at random moments, and checks that the primary says that its
+domain runs unprotected."""
 
 import argparse
 import json
@@ -22,7 +23,7 @@ def parse():
     parser.add_argument("--kills", type=int, default=30, metavar="N", help="of Romulus on the primary (30)")
     parser.add_argument("--backups", type=int, default=3, metavar="N", help="hosts of backups to kill, each in a new lab (3)")
     parser.add_argument("--interval", type=float, default=100, metavar="MS", help="length of an epoch (100)")
-    parser.add_argument("--within", type=float, default=15, metavar="S", help="a kill comes this long after the start at most (15)")
+    parser.add_argument("--within", type=float, default=15, metavar="S", help="a kill comes this long after the start, or after protection began, at most (15)")
     parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which a host acts (10000)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments (1)")
     parser.add_argument("--json", metavar="FILE", help="write what came of each kill")
@@ -67,6 +68,8 @@ def kill_romulus(options, moments):
             lab.run(PRIMARY, "rm", "-f", "/run/kills.pid")
             protection.protect = lab.start(PRIMARY, *words, log=protection.logs["protect"])
             pid = wait_for("Romulus's start", lambda: lab.run(PRIMARY, "cat", "/run/kills.pid", check=False).strip(), every_s=0.2)
+            if number % 2 == 0:
+                protection.expect_protected()
             time.sleep(moments.uniform(0, options.within))
             state = (protection.protect_status() or {}).get("state", "starting")
             if protection.protect.poll() is not None:

@@ -42,6 +42,9 @@ class Protection:
 
     def start_protect(self):
         self.protect = self.lab.start(PRIMARY, *self.protect_command, log=self.logs["protect"])
+        self.expect_protected()
+
+    def expect_protected(self):
         self.expect("protection", self.protect, lambda: (self.protect_status() or {}).get("state") == "protected")
 
     def expect(self, what, process, look):
