@@ -15,7 +15,8 @@ use romulus_host::guard::GateHandle;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::world::{GUEST, LONG, World, acked, grant, listing, receive};
+use crate::gate_lab::{GUEST, acked};
+use crate::world::{LONG, World, grant, listing, receive};
 
 /// The first argument of the process.
 pub const ROLE: &str = "be-the-gate";
