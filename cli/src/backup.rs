@@ -53,8 +53,8 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
         Failure::usage("where to listen? --listen ADDRESS:PORT, which the primary reaches".into())
     })?;
     let listen = resolve("--listen", listen)?;
-    let arbiter = ArbiterSpec::from_str(options.common.arbiter())
-        .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?;
+    let arbiter =
+        ArbiterSpec::from_str(options.common.arbiter()).map_err(|e| Failure::usage(e.to_string()))?;
     let automatic = options.takeover_automatic()?;
     let pinning = PinningPlan::parse(options.common.pin.as_deref().unwrap_or("off"))
         .map_err(|e| Failure::usage(format!("--pin: {e}")))?;
@@ -76,13 +76,12 @@ pub fn run(options: BackupOptions) -> Result<ExitCode, Failure> {
 
     let (standby, info) = standbys::open(&options)?;
     let moves = if automatic { AutomaticMoves::AcceptSplitBrain } else { AutomaticMoves::Solo };
-    let arbiter = arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
+    let arbiter = arbiter.open(moves).map_err(|e| Failure::failed(e.to_string()))?;
     let fabric = fabric::open(&options.common, &pinner, Role::Backup)?;
     let mut parts = BackupParts::new(fabric, standby, Box::new(HostArenas::new()), arbiter);
     let setup = threads::setup(&pinner);
     parts.threads = Arc::new(move |thread: &str| setup(thread));
-    let handle = BackupDriver::spawn(driver, parts)
-        .map_err(|e| Failure::failed(format!("listening on {listen}: {e}")))?;
+    let handle = BackupDriver::spawn(driver, parts).map_err(|e| Failure::failed(format!("--listen: {e}")))?;
     eprintln!("romulus: standing ready at {}", handle.local_address());
 
     serve(&control, &handle, &end, pinner, info.clone())?;

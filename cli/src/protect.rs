@@ -158,7 +158,7 @@ impl Plan {
             guest: GuestName::parse(guest)?,
             backup: resolve("--backup", backup)?,
             arbiter: ArbiterSpec::from_str(options.common.arbiter())
-                .map_err(|e| Failure::usage(format!("--arbiter: {e}")))?,
+                .map_err(|e| Failure::usage(e.to_string()))?,
             host: options.common.host(""),
             interval: options.interval()?,
             depth: options.depth()?,
@@ -261,7 +261,7 @@ fn start_driver(
     fabric: Arc<dyn Fabric>,
 ) -> Result<PrimaryHandle, Failure> {
     let moves = AutomaticMoves::Solo;
-    let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(format!("--arbiter: {e}")))?;
+    let arbiter = plan.arbiter.open(moves).map_err(|e| Failure::failed(e.to_string()))?;
     let mut parts = PrimaryParts::new(guest, arbiter, fabric);
     parts.gate = gates.gate();
     let setup = threads::setup(&plan.pinner);

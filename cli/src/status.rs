@@ -21,11 +21,17 @@ pub struct InstanceOptions {
 }
 
 impl InstanceOptions {
-    fn path(&self) -> PathBuf {
-        self.control.clone().unwrap_or_else(|| {
-            let protect = control::default_path("protect");
-            if protect.exists() { protect } else { control::default_path("backup") }
-        })
+    fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(named) = &self.control {
+            return Ok(named.clone());
+        }
+        let [protect, backup] = ["protect", "backup"].map(control::default_path);
+        let nobody = format!(
+            "no romulus of this user runs here: there is neither {} nor {} (--control names another socket)",
+            protect.display(),
+            backup.display()
+        );
+        [protect, backup].into_iter().find(|path| path.exists()).ok_or_else(|| Failure::failed(nobody))
     }
 }
 
@@ -62,7 +68,7 @@ pub struct FailoverOptions {
 
 /// Shows the status: a live table on a terminal, one table or JSON object elsewhere.
 pub fn run(options: &StatusOptions) -> Result<ExitCode, Failure> {
-    let path = options.instance.path();
+    let path = options.instance.path()?;
     let mut status = control::ask(&path, &Request::Status)?;
     if options.json {
         println!("{status:#}");
@@ -82,14 +88,14 @@ pub fn run(options: &StatusOptions) -> Result<ExitCode, Failure> {
 
 /// Asks for a failover.
 pub fn failover(options: &FailoverOptions) -> Result<ExitCode, Failure> {
-    control::ask(&options.instance.path(), &Request::Failover { force: options.force })?;
+    control::ask(&options.instance.path()?, &Request::Failover { force: options.force })?;
     println!("failover has begun; `romulus status` shows how it goes");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Asks an instance to end.
 pub fn stop(options: &InstanceOptions) -> Result<ExitCode, Failure> {
-    let path = options.path();
+    let path = options.path()?;
     control::ask(&path, &Request::Stop)?;
     println!("asked; waiting for its end (with an arbiter that does not answer, it waits for that)");
     // The socket goes with the instance, after it has cleaned up.

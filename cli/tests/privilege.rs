@@ -34,7 +34,7 @@ impl Guest {
                 .arg(format!("virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile="));
         }
         let host = network.as_ref().map(|network| network.host(Side::A));
-        let qemu = instance::spawn(&mut command, host).expect("a host").expect("QEMU starts");
+        let qemu = instance::spawn(&mut command, host).expect("QEMU starts");
         let guest = Self { qemu, dir, network };
         while !guest.qmp().exists() {
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -66,7 +66,7 @@ impl Guest {
             .arg(control.path().join("protect.sock"))
             .stderr(std::process::Stdio::piped());
         let host = self.network.as_ref().map(|network| network.host(Side::A));
-        let child = instance::spawn(&mut command, host).expect("a host").expect("setpriv starts");
+        let child = instance::spawn(&mut command, host).expect("setpriv starts");
         let output = child.wait_with_output().expect("protect ends");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(4), "{setpriv:?}: {said}");

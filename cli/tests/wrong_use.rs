@@ -55,6 +55,13 @@ fn wrong_options_and_settings() {
         2,
         &["/nonexistent.args"],
     );
+    let backup = ["backup", "--listen", "127.0.0.1:0", "--standby", "/nonexistent.args"];
+    refused(
+        &[&backup[..], &["--takeover", "automatic"]].concat(),
+        2,
+        &["two copies", "--solo manual", "--arbiter", "--accept-split-brain"],
+    );
+    refused(&[&backup[..], &["--arbiter", "paper"]].concat(), 2, &["arbiter: `paper`", "file:", "none"]);
     refused(&["release", "--guest", "xen:web"], 3, &["xen:web", "--force"]);
     refused(&["release", "--guest", "qemu:/x", "--force"], 2, &["cont"]);
     refused(&["status", "--control", "/nonexistent.sock"], 1, &["/nonexistent.sock", "running"]);

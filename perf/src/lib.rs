@@ -21,8 +21,10 @@ pub mod statistics;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-use exit::Failure;
+use exit::{Failure, OrFail};
 
 /// Measures Romulus beside the limits of the machine, and protects synthetic guests end to end.
 ///
@@ -84,9 +86,9 @@ pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::new(level);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done: Result<ExitCode, Failure> = match &cli.command {
-        Command::Fabric(command) => bandwidth::run(command),
-        Command::Epochs(command) => epochs::run(command),
-        Command::Limits(command) => limits::run(command),
+        Command::Fabric(command) => end_when_told().and_then(|()| bandwidth::run(command)),
+        Command::Epochs(command) => end_when_told().and_then(|()| epochs::run(command)),
+        Command::Limits(command) => end_when_told().and_then(|()| limits::run(command)),
         Command::Scenarios(command) => epochs::run_list(command),
         Command::Primary(command) => protect::run_primary(command),
         Command::Backup(command) => protect::run_backup(command),
@@ -96,6 +98,19 @@ pub fn main() -> ExitCode {
         Command::Compare(command) => compare::run(command),
     };
     done.unwrap_or_else(|failure| failure.report())
+}
+
+/// What this process measures within itself leaves nothing to take away: it ends at once by Ctrl-C and
+/// SIGTERM, as ever, and says so, below the line that shows how it stands.
+fn end_when_told() -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).or_fail("watching for signals")?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            eprintln!("\nromulus-perf: interrupted");
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! A `romulus protect` or `romulus backup` of the demonstration: its process, and what it says on
 //! its control socket.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use super::netns::NetNs;
@@ -45,7 +48,7 @@ impl Instance {
             .stdin(Stdio::null())
             .stdout(log_file.try_clone().map_err(failed)?)
             .stderr(log_file);
-        let child = spawn(&mut command, host)?.map_err(failed)?;
+        let child = spawn(&mut command, host).map_err(failed)?;
         Ok(Self { child, control, log })
     }
 
@@ -89,12 +92,24 @@ impl Instance {
     }
 }
 
-/// Starts a process, inside a host's network if there is one.
-pub fn spawn(command: &mut Command, host: Option<&NetNs>) -> Result<std::io::Result<Child>, Failure> {
-    match host {
-        Some(host) => host.run(|| command.spawn()),
-        None => Ok(command.spawn()),
+/// Starts a process, inside a host's network if there is one. The kernel kills it when the calling
+/// thread ends, as it does by kill -9 of the demonstration. What it starts in turn sees to itself: a
+/// standby ends with its backup, but a guest that was taken over runs on.
+pub fn spawn(command: &mut Command, host: Option<&NetNs>) -> std::io::Result<Child> {
+    let host = host.map(NetNs::try_clone).transpose()?;
+    let starter = i32::try_from(std::process::id()).ok().and_then(Pid::from_raw);
+    // SAFETY: between fork and exec there are system calls alone: no memory is asked for, no lock taken.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            if rustix::process::getppid() != starter {
+                // It died before the kernel was told.
+                return Err(Errno::SRCH.into());
+            }
+            host.as_ref().map_or(Ok(()), NetNs::join)
+        });
     }
+    command.spawn()
 }
 
 /// Ends a child at once and waits for it.
@@ -109,6 +124,6 @@ pub fn state(status: &Value) -> &str {
 }
 
 /// A process id in a status.
-pub fn pid(status: &Value, path: &str) -> Option<rustix::process::Pid> {
-    rustix::process::Pid::from_raw(status.pointer(path)?.as_i64()?.try_into().ok()?)
+pub fn pid(status: &Value, path: &str) -> Option<Pid> {
+    Pid::from_raw(status.pointer(path)?.as_i64()?.try_into().ok()?)
 }

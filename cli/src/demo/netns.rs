@@ -50,9 +50,18 @@ impl NetNs {
     }
 
     /// Moves the calling thread into the namespace, for the rest of its life.
-    pub fn enter(&self) -> Result<(), Failure> {
-        move_into_link_name_space(self.descriptor.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(|e| Failure::new(Code::Machine, format!("entering a network namespace: {e}")))
+    fn enter(&self) -> Result<(), Failure> {
+        self.join().map_err(|e| Failure::new(Code::Machine, format!("entering a network namespace: {e}")))
+    }
+
+    /// The same by one system call and nothing else, as between fork and exec.
+    pub(super) fn join(&self) -> std::io::Result<()> {
+        Ok(move_into_link_name_space(self.descriptor.as_fd(), Some(LinkNameSpaceType::Network))?)
+    }
+
+    /// The same namespace.
+    pub(super) fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { descriptor: self.descriptor.try_clone()? })
     }
 
     /// A path that names the namespace while this value lives.

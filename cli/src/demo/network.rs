@@ -1,5 +1,5 @@
 //! The network of the demonstration: two hosts and the world, each a network namespace, and the
-//! only place that calls iproute2's `ip`.
+//! only place that calls the programs of iproute2.
 //!
 //! ```text
 //!  host a                       world                        host b
@@ -142,8 +142,9 @@ impl Network {
         self.set_wires(side, true)
     }
 
-    /// What a host's network has beside what it was made with: interfaces by name, and traffic
-    /// control on the guest's tap. Empty is as it should be.
+    /// What a host's network has beside what it was made with: interfaces by name, and on the
+    /// guest's tap traffic control, an address that the bridge holds to be there for ever, and all
+    /// multicast. Empty is as it should be.
     pub fn leftovers(&self, side: Side) -> Result<Vec<String>, Failure> {
         self.host(side).run(|| {
             let mut found = Vec::new();
@@ -157,6 +158,13 @@ impl Network {
             let qdiscs = output("tc", &["qdisc", "show", "dev", TAP])?;
             let special = qdiscs.lines().filter(|line| line.contains("clsact") || line.contains("ingress"));
             found.extend(special.map(|line| format!("qdisc {}", line.trim())));
+            let addresses = output("bridge", &["fdb", "show", "dev", TAP])?;
+            let pinned =
+                addresses.lines().filter(|line| line.starts_with(GUEST_MAC) && line.contains("static"));
+            found.extend(pinned.map(|line| format!("address {}", line.trim())));
+            if output("ip", &["-d", "link", "show", "dev", TAP])?.contains("mcast_router 2") {
+                found.push(format!("all multicast goes to {TAP}"));
+            }
             Ok(found)
         })?
     }

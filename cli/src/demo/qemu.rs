@@ -113,7 +113,7 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log_file);
-        spawn(&mut command, host)?.map_err(|e| {
+        spawn(&mut command, host).map_err(|e| {
             Failure::new(
                 Code::Machine,
                 format!("starting qemu-system-x86_64: {e}; as root: apt-get install qemu-system-x86"),

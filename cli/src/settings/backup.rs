@@ -73,8 +73,9 @@ impl BackupOptions {
         };
         if automatic && unarbitrated && self.accept_split_brain != Some(true) {
             return Err(Failure::usage(
-                "--takeover automatic without an arbiter can leave two copies of the guest running: name \
-                 an arbiter (--arbiter file:DIRECTORY), or say --accept-split-brain"
+                "--takeover automatic without an arbiter can leave two copies of the guest running, unless \
+                 the primary runs with --solo manual, which is not to be seen from here: name an arbiter \
+                 (--arbiter file:DIRECTORY/), or say --accept-split-brain"
                     .into(),
             ));
         }

@@ -75,7 +75,7 @@ impl Nfqueue {
         let hook = "{ type filter hook prerouting priority -300 ; }";
         let rule = format!("iifname guest0 queue num {QUEUE}");
         try_run("nft", &format!("add chain bridge romulus held {hook}"))
-            .and_then(|()| try_run("nft", &format!("add rule bridge romulus held {rule}")))
+            .and_then(|_| try_run("nft", &format!("add rule bridge romulus held {rule}")))
             .map_err(missing)?;
         Ok(nfqueue)
     }

@@ -48,7 +48,7 @@ impl Plug {
         run("tc", "qdisc add dev guest0 clsact");
         // tc cannot write a filter without a key; frames here are long enough for one.
         let all = "u32 match u32 0 0 action mirred egress redirect dev ifb0";
-        try_run("tc", &format!("filter add dev guest0 ingress protocol all prio 1 {all}")).map(|()| plug)
+        try_run("tc", &format!("filter add dev guest0 ingress protocol all prio 1 {all}")).map(|_| plug)
     }
 
     fn command(&self, action: Action, flags: u16) -> io::Result<()> {

@@ -1,4 +1,7 @@
-//! What the programs that measure output gates share: a network of their own, acks, CPU time.
+//! What the programs that measure output gates share with each other and with the tests of the gates: a
+//! network of their own, frames, acks, CPU time.
+
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,6 +18,11 @@ pub const GUEST: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 pub const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// The type of plain frames.
 pub const TYPE: [u8; 2] = [0x88, 0xb5];
+/// The header of a frame.
+pub const ETHERNET_BYTES: usize = 14;
+/// The headers of a TCP segment behind it.
+pub const IP_AND_TCP_BYTES: usize = 40;
+const SEGMENT_MSS: u16 = 1448;
 /// Between two marks.
 pub const INTERVAL: Duration = Duration::from_millis(25);
 
@@ -26,14 +34,14 @@ pub fn enter_namespace() {
     assert_eq!(entered, 0, "a network namespace needs root ({})", std::io::Error::last_os_error());
 }
 
-/// Runs a command in this thread's namespace.
-pub fn try_run(program: &str, arguments: &str) -> Result<(), String> {
+/// Runs a command in this thread's namespace; gives what it says.
+pub fn try_run(program: &str, arguments: &str) -> Result<String, String> {
     let output = Command::new(program)
         .args(arguments.split_whitespace())
         .output()
         .map_err(|error| format!("{program} (Debian's iproute2 or nftables): {error}"))?;
     match output.status.success() {
-        true => Ok(()),
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => {
             let told = String::from_utf8_lossy(&output.stderr);
             Err(format!("{program} {arguments}: {}", told.lines().next().unwrap_or("failed").trim()))
@@ -42,8 +50,8 @@ pub fn try_run(program: &str, arguments: &str) -> Result<(), String> {
 }
 
 /// As [`try_run`], where a failure ends the program.
-pub fn run(program: &str, arguments: &str) {
-    try_run(program, arguments).unwrap_or_else(|error| panic!("{error}"));
+pub fn run(program: &str, arguments: &str) -> String {
+    try_run(program, arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A frame of the guest, its virtio header first; zero beyond the Ethernet header.
@@ -53,6 +61,30 @@ pub fn plain_frame(bytes: usize) -> Vec<u8> {
     frame.extend(GUEST);
     frame.extend(TYPE);
     frame.resize(VNET_HEADER_BYTES + bytes, 0);
+    frame
+}
+
+/// A TCP segment over IPv4 that the guest leaves to its card to cut, its virtio header first.
+pub fn segment(payload_bytes: usize) -> Vec<u8> {
+    let headers = (ETHERNET_BYTES + IP_AND_TCP_BYTES) as u16;
+    // virtio_net_hdr: checksum to be filled in, TCP over IPv4; length of the headers, size of the pieces,
+    // where the checksum begins and where it belongs (the ABI's constants, include/uapi/linux/virtio_net.h).
+    let mut frame = vec![1, 1];
+    for field in [headers, SEGMENT_MSS, ETHERNET_BYTES as u16 + 20, 16] {
+        frame.extend(field.to_le_bytes());
+    }
+    frame.extend(NOBODY);
+    frame.extend(GUEST);
+    frame.extend([8, 0]);
+    let mut header = vec![0x45, 0];
+    header.extend(((IP_AND_TCP_BYTES + payload_bytes) as u16).to_be_bytes());
+    header.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let checksum = !((sum & 0xffff) as u16 + (sum >> 16) as u16);
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    frame.extend(header);
+    frame.extend([0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.extend((0..payload_bytes).map(|byte| byte as u8));
     frame
 }
 

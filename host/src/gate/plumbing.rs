@@ -281,12 +281,13 @@ pub(super) fn remove(netlink: &Netlink, spec: &NicSpec) -> Result<(), GateError>
         (Found::Ours(restore), _) | (Found::Nothing, Found::Ours(restore)) => restore,
         _ => return Ok(()),
     };
-    link::remove_clsact(netlink, tap.index).map_err(failed(spec, "removing the gate's filters"))?;
     let unpinned =
         if restore.address_stays { Ok(()) } else { link::unpin_address(netlink, tap.index, spec.mac) };
     let restored = match tap.master {
         Some(_) => link::set_multicast_router(netlink, tap.index, restore.multicast_router),
         None => Ok(()),
     };
+    // Last, since until then the cookie tells whoever comes after a death in between what there is to put back.
+    link::remove_clsact(netlink, tap.index).map_err(failed(spec, "removing the gate's filters"))?;
     unpinned.and(restored).map_err(failed(spec, "putting the bridge's settings back"))
 }

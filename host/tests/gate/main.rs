@@ -4,6 +4,9 @@
 //! A tap that the test opens plays the guest's card: what QEMU does to a tap, the test does. The
 //! program is also started again as a process of its own that holds a gate, to be stopped and killed.
 
+#[path = "../../examples/gate_lab/mod.rs"]
+mod gate_lab;
+
 mod process;
 mod redirect;
 mod refusals;

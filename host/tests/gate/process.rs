@@ -15,7 +15,8 @@ use romulus_host::guard::GateHandle;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::world::{GUEST, LONG, World, acked, grant, listing, receive};
+use crate::gate_lab::{GUEST, acked, run};
+use crate::world::{LONG, World, grant, listing, receive};
 
 /// The first argument of the process.
 pub const ROLE: &str = "be-the-gate";
@@ -148,8 +149,17 @@ pub fn killed() {
     process.kill();
     guarded.clear().unwrap();
     assert_eq!(listing(), before);
+    // A guard that died at it has put back some of the settings, and the next one begins again.
+    GateProcess::start().kill();
+    run("bridge", "fdb del 52:54:00:12:34:56 dev guest0 master");
+    guarded.clear().unwrap();
+    assert_eq!(listing(), before);
+    // The tap takes with it all that the gate had set.
+    GateProcess::start().kill();
+    assert!(listing().contains("52:54:00:12:34:56"));
     drop(world);
     guarded.clear().unwrap();
+    assert!(!listing().contains("52:54:00:12:34:56"));
 }
 
 pub fn second() {

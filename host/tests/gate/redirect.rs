@@ -10,9 +10,8 @@ use romulus_checkpoint::gate::OutputGate;
 use romulus_checkpoint::release::ReleaseToken;
 use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions, Tap, VNET_HEADER_BYTES};
 
-use crate::world::{
-    GUEST, LONG, World, acked, eventually, grant, ip, listing, receive, run, send, with_memory,
-};
+use crate::gate_lab::{GUEST, acked, run, segment};
+use crate::world::{LONG, World, eventually, grant, ip, listing, receive, send, with_memory};
 
 /// Long enough that a frame which is not held would have come.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -369,8 +368,8 @@ pub fn segments() {
     ip("link set client0 nomaster");
     let gate = world.gate();
     gate.hold().unwrap();
-    let segment = tcp_segment(20_000);
-    assert!(world.guest.write(&segment).unwrap());
+    let sent = segment(20_000);
+    assert!(world.guest.write(&sent).unwrap());
     gate.mark(GateMark(1)).unwrap();
     assert_eq!(gate.level().packets, 1);
     gate.release(&acked(1));
@@ -379,33 +378,11 @@ pub fn segments() {
         Some(length) if length > 20_000 => Some(length),
         _ => None,
     });
-    assert_eq!(received, segment.len(), "in one piece");
-    assert_eq!(frame[VNET_HEADER_BYTES..received], segment[VNET_HEADER_BYTES..]);
+    assert_eq!(received, sent.len(), "in one piece");
+    assert_eq!(frame[VNET_HEADER_BYTES..received], sent[VNET_HEADER_BYTES..]);
     assert_eq!(frame[1], 1, "to be segmented for TCP over IPv4, as it was");
     gate.release(&opened());
     gate.detach().unwrap();
-}
-
-/// A frame with a virtio header that asks for TCP segmentation at 1,448 bytes.
-fn tcp_segment(payload: usize) -> Vec<u8> {
-    let mut frame = Vec::new();
-    frame.extend([1, 1]);
-    for field in [54_u16, 1448, 34, 16] {
-        frame.extend(field.to_le_bytes());
-    }
-    frame.extend([2, 0, 0, 0, 0, 9]);
-    frame.extend(GUEST);
-    frame.extend([8, 0]);
-    let mut header = vec![0x45, 0];
-    header.extend(((40 + payload) as u16).to_be_bytes());
-    header.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    let sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let checksum = !((sum & 0xffff) as u16 + (sum >> 16) as u16);
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
-    frame.extend(header);
-    frame.extend([0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
-    frame.extend((0..payload).map(|byte| byte as u8));
-    frame
 }
 
 pub fn detached() {

@@ -3,7 +3,8 @@
 use romulus_checkpoint::gate::OutputGate;
 use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions, can_redirect};
 
-use crate::world::{World, ip, listing, run};
+use crate::gate_lab::run;
+use crate::world::{World, ip, listing};
 
 pub fn bridges() {
     let world = World::new();

@@ -1,27 +1,18 @@
 //! A network of its own: a bridge, a tap that plays the guest's card, and one that plays the world.
 
-use std::io;
 use std::os::fd::AsFd;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use romulus_checkpoint::Generation;
 use romulus_checkpoint::arbiter::{Ownership, Record, SoloGrant, solo_grant};
-use romulus_checkpoint::release::ReleaseToken;
-use romulus_checkpoint::wire::message::{Message, decode, encode};
-use romulus_checkpoint::{Epoch, GateMark, Generation, HomingSequence, Identity};
-use romulus_host::gate::{Mac, NicSpec, RedirectGate, RedirectOptions, Tap, VNET_HEADER_BYTES};
+use romulus_host::gate::{NicSpec, RedirectGate, RedirectOptions, Tap, VNET_HEADER_BYTES};
 use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::gate_lab::{ETHERNET_BYTES, GUEST, TYPE, enter_namespace, plain_frame, run};
 
 /// Limit for everything that only takes long when something is wrong.
 pub const LONG: Duration = Duration::from_secs(60);
-/// The guest's address.
-pub const GUEST: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
-/// An address that is nobody's: frames to it are flooded.
-const NOBODY: Mac = [2, 0, 0, 0, 0, 9];
-/// The type of the test's frames.
-const TYPE: [u8; 2] = [0x88, 0xb5];
-const HEADER_BYTES: usize = 14;
 
 /// A bridge with two taps, in a network namespace that this thread has for itself.
 pub struct World {
@@ -33,6 +24,7 @@ impl World {
     /// Moves this thread into a new network namespace and sets up the bridge there.
     pub fn new() -> Self {
         enter_namespace();
+        ip("link set lo up");
         ip("link add br0 type bridge");
         let guest = Tap::create("guest0").expect("a tap for the guest");
         let client = Tap::create_plain("client0").expect("a tap for the client");
@@ -91,25 +83,9 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// A new network namespace for this thread.
-pub fn enter_namespace() {
-    // SAFETY: no other thread of this process shares the new namespace, and none needs to.
-    let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    assert_eq!(entered, 0, "a network namespace needs root: run as root ({})", io::Error::last_os_error());
-    ip("link set lo up");
-}
-
 /// Runs `ip` in this thread's namespace.
 pub fn ip(arguments: &str) -> String {
     run("ip", arguments)
-}
-
-/// Runs a command in this thread's namespace.
-pub fn run(program: &str, arguments: &str) -> String {
-    let output = Command::new(program).args(arguments.split(' ')).output();
-    let output = output.unwrap_or_else(|error| panic!("{program} (Debian's iproute2): {error}"));
-    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
 }
 
 /// Everything that is set in this namespace and a gate could leave behind.
@@ -130,12 +106,8 @@ pub fn listing() -> String {
 
 /// Sends a numbered frame of `payload` bytes beside its header.
 pub fn send(tap: &Tap, number: u64, payload: usize) {
-    let mut frame = vec![0; VNET_HEADER_BYTES];
-    frame.extend(NOBODY);
-    frame.extend(GUEST);
-    frame.extend(TYPE);
-    frame.extend(number.to_be_bytes());
-    frame.resize(VNET_HEADER_BYTES + HEADER_BYTES + payload.max(8), 0);
+    let mut frame = plain_frame(ETHERNET_BYTES + payload.max(8));
+    frame[VNET_HEADER_BYTES + ETHERNET_BYTES..][..8].copy_from_slice(&number.to_be_bytes());
     assert!(tap.write(&frame).expect("the guest's tap takes frames"), "a tap always takes a frame");
 }
 
@@ -161,20 +133,6 @@ pub fn receive(tap: &Tap, header: usize, patience: Duration) -> Option<u64> {
             }
         }
     }
-}
-
-/// A token of an Ack, decoded from a message's bytes as it has to be.
-pub fn acked(through: u64) -> ReleaseToken {
-    let ack = Message::Ack {
-        committed: Epoch(through),
-        homed_through: HomingSequence(0),
-        proof: romulus_checkpoint::wire::AckProof::outgoing(),
-    };
-    let mut bytes = Vec::new();
-    encode(&Identity::default(), &ack, &mut bytes);
-    let (_, message) = decode(&bytes).expect("an Ack");
-    let Message::Ack { proof, .. } = message else { panic!("an Ack stays an Ack") };
-    ReleaseToken::acked(GateMark(through), &proof).expect("a decoded proof")
 }
 
 /// A grant to run alone.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use romulus::demo::check_interrupted;
 use romulus::demo::stage::Stage;
 use serde::Serialize;
 
@@ -149,7 +150,10 @@ fn measure(
                     pairs.push(pair);
                 }
                 Err(failure) => {
-                    stage.keep_folder();
+                    // An interruption leaves nothing to look into.
+                    if check_interrupted().is_ok() {
+                        stage.keep_folder();
+                    }
                     return Err(failure);
                 }
             }
