@@ -67,7 +67,9 @@ pub fn open(options: &BackupOptions) -> Result<(Box<dyn Standby>, Info), Failure
         .map_err(|e| Failure::usage(format!("--standby {}: {e}", how.display())))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let folder = options.run_dir.clone().unwrap_or_else(runtime_dir);
-    let standby = QemuStandby::new(StandbyOptions::new(lines.map(str::to_owned).collect(), folder));
+    let command = StandbyOptions::new(lines.map(str::to_owned).collect(), folder);
+    command.check().map_err(|error| Failure::usage(format!("--standby {}: {error}", how.display())))?;
+    let standby = QemuStandby::new(command);
     let info = Info::Qemu(standby.info());
     Ok((Box::new(standby), info))
 }

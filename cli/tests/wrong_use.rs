@@ -62,6 +62,11 @@ fn wrong_options_and_settings() {
         &["two copies", "--solo manual", "--arbiter", "--accept-split-brain"],
     );
     refused(&[&backup[..], &["--arbiter", "paper"]].concat(), 2, &["arbiter: `paper`", "file:", "none"]);
+    let dir = tempfile::tempdir().unwrap();
+    let no_qemu = dir.path().join("no-qemu.args");
+    std::fs::write(&no_qemu, "sh\n-c\nexit\n").unwrap();
+    let standby = no_qemu.to_str().unwrap();
+    refused(&["backup", "--listen", "127.0.0.1:0", "--standby", standby], 2, &[standby, "{image}"]);
     refused(&["release", "--guest", "xen:web"], 3, &["xen:web", "--force"]);
     refused(&["release", "--guest", "qemu:/x", "--force"], 2, &["cont"]);
     refused(&["status", "--control", "/nonexistent.sock"], 1, &["/nonexistent.sock", "running"]);

@@ -31,7 +31,8 @@ pub fn qemu() -> Fact {
     }
 }
 
-fn find_in_path(program: &str) -> Option<PathBuf> {
+/// The file that a program's name means, if there is one.
+pub fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }

@@ -7,6 +7,8 @@ mod kernel;
 mod memory;
 mod privilege;
 
+pub use devices::find_in_path;
+
 /// How a fact bears on Romulus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::template;
+use crate::error::QemuError;
+
 /// Settings of a [`QemuStandby`](super::QemuStandby).
 #[derive(Clone, Debug)]
 pub struct StandbyOptions {
@@ -38,5 +41,11 @@ impl StandbyOptions {
             start_timeout: Duration::from_secs(30),
             load_timeout: Duration::from_secs(30),
         }
+    }
+
+    /// Refuses a command that could start no standby of any guest. What is wrong with it for one guest
+    /// comes out when that guest is there.
+    pub fn check(&self) -> Result<(), QemuError> {
+        template::check_before(&self.command)
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use romulus_host::facts::find_in_path;
+
 use crate::error::QemuError;
 
 /// What the placeholders of one QEMU become.
@@ -60,11 +62,31 @@ fn refused(why: String) -> QemuError {
     QemuError::Refused(format!("standby command: {why}"))
 }
 
-fn check(command: &[String]) -> Result<(), QemuError> {
-    let Some(program) = command.first().filter(|program| !program.is_empty()) else {
-        return Err(refused("it is empty".into()));
+/// Refuses what could start no standby of any guest.
+pub(super) fn check_before(command: &[String]) -> Result<(), QemuError> {
+    check(command)?;
+    let program = &command[0];
+    let is_there = match program.contains('/') {
+        true => Path::new(program).is_file(),
+        false => find_in_path(program).is_some(),
     };
-    let _ = program;
+    if !is_there {
+        return Err(refused(format!(
+            "there is no program {program}; its first line names QEMU, without arguments"
+        )));
+    }
+    if !command.iter().any(|argument| argument.contains("{image")) {
+        return Err(refused(
+            "no {image} in it: that is to be the mem-path of -object memory-backend-file".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn check(command: &[String]) -> Result<(), QemuError> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err(refused("it is empty".into()));
+    }
     for argument in command {
         let why = match argument.trim_start_matches('-') {
             "daemonize" => "-daemonize: Romulus has to be QEMU's parent",
@@ -197,6 +219,18 @@ mod tests {
         assert!(expanded("qemu {image}", &[("a", "/A"), ("b", "/B")]).unwrap_err().contains("a, b"));
         assert!(expanded("qemu {image} -daemonize", &image).unwrap_err().contains("-daemonize"));
         assert!(expanded("qemu {image},prealloc=on", &image).unwrap_err().contains("prealloc"));
+    }
+
+    #[test]
+    fn commands_that_serve_no_guest_are_refused_early() {
+        let refusal = |text: &str| check_before(&words(text)).map_err(|error| error.to_string());
+        assert_eq!(refusal("sh {image}"), Ok(()));
+        assert_eq!(refusal("/bin/sh mem-path={image:ram0}"), Ok(()));
+        assert!(refusal("").unwrap_err().contains("empty"));
+        assert!(refusal("no-such-qemu {image}").unwrap_err().contains("no program no-such-qemu"));
+        assert!(refusal("/no/such/qemu {image}").unwrap_err().contains("/no/such/qemu"));
+        assert!(refusal("sh -m 512").unwrap_err().contains("{image}"));
+        assert!(refusal("sh {image} -daemonize").unwrap_err().contains("-daemonize"));
     }
 
     #[test]
