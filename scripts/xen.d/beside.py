@@ -135,6 +135,9 @@ def main():
     options = parse()
     settings = ("guest_mib", "check_mib", "interval", "dirty_mib_per_second", "seconds")
     result = {"settings": {name: getattr(options, name) for name in settings}}
+    revision = subprocess.run(["git", "-C", HERE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if revision.returncode == 0:
+        result["revision"] = revision.stdout.strip()
     for name, protect in (("xl-remus", xl_remus), ("romulus", romulus)):
         if options.only not in (None, name):
             continue
@@ -153,7 +156,7 @@ def main():
             with open(options.json, "w", encoding="utf-8") as file:
                 file.write(text + "\n")
     print(text)
-    return 0 if all("checkpoints" in value for name, value in result.items() if name != "settings") else 1
+    return 0 if all("checkpoints" in result[name] for name in ("xl-remus", "romulus") if name in result) else 1
 
 
 if __name__ == "__main__":

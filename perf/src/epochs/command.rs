@@ -14,17 +14,13 @@ use super::case::{Case, Load};
 use super::delay::Delay;
 use super::engine::{Engine, Hooks, fabric_options};
 use super::figures::Outcome;
-use super::find_max::{self, Probe};
+use super::find_max::{self, Found, Probe};
 use super::scenario::{Scenario, Scenarios, Tracking};
 use super::view::View;
-use super::{memcpy, sampler, table};
+use super::{memcpy, table};
 use crate::exit::{Code, Failure, OrFail};
 use crate::fabrics::{FabricOptions, Kind, thread_setup};
 use crate::results::{Results, Run, RunClock};
-
-/// A rate that does not hold when measured at length is lowered so far, so often.
-const LOWERED: f64 = 0.93;
-const LOWERINGS: usize = 8;
 
 /// Options of `romulus-perf epochs`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -49,7 +45,8 @@ pub struct EpochsCommand {
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
 
-    /// Search for the highest rate with fewer than 1 % late epochs, and measure at it
+    /// Search for the highest rate with fewer than 1 % late epochs: by short probes, then by measurements
+    /// of full length (`--seconds`) from the rate found downwards, ten at the most
     #[arg(long)]
     find_max: bool,
 
@@ -239,11 +236,10 @@ fn run_case(command: &EpochsCommand, case: &Case, view: &mut View) -> Result<(Ou
     let engine = Engine::start(case, guest, &command.fabric, command.listen, hooks)?;
     let sync_s = engine.wait_protected(view)?.as_secs_f64();
     std::thread::sleep(Duration::from_secs_f64(case.settle_seconds));
-    let (found, probes) = match case.find_max {
-        true => find_max::search(&engine, case, view)?,
-        false => (None, Vec::new()),
+    let Found { case, measured, max_rate, probes } = match case.find_max {
+        true => find_max::find(&engine, case, view)?,
+        false => Found::given(case, &engine, view)?,
     };
-    let (case, measured, max_rate) = measured_at(case, found, &engine, view)?;
     let verified = engine.finish(view)?;
     let (memory, samples) = (engine.memory.clone(), engine.observer.samples());
     // Its threads go first: a memcpy beside them is no limit.
@@ -251,34 +247,6 @@ fn run_case(command: &EpochsCommand, case: &Case, view: &mut View) -> Result<(Ou
     let memcpy_us = memcpy::measure(&memory, &samples)?;
     let outcome = Outcome { case, measured, sync_s, alone_pages_per_second, memcpy_us, verified, max_rate };
     Ok((outcome, probes))
-}
-
-/// Measures at the scenario's rate, or at the rate that was found: lowered until it holds for as long
-/// as the scenario says too.
-fn measured_at(
-    case: &Case,
-    found: Option<f64>,
-    engine: &Engine,
-    view: &mut View,
-) -> Result<(Case, sampler::Measured, Option<f64>), Failure> {
-    let time = Duration::from_secs_f64(case.seconds);
-    let Some(mut rate) = found else {
-        return Ok((case.clone(), sampler::measure(engine, time, &case.labels(), view)?, None));
-    };
-    for lowering in 0.. {
-        let case = Case { interval_ms: 1e3 / rate, ..case.clone() };
-        engine.set_interval(case.interval());
-        std::thread::sleep(Duration::from_secs_f64(case.settle_seconds.min(1.0)));
-        let measured = sampler::measure(engine, time, &case.labels(), view)?;
-        let probe = Probe::of(&case, rate, &measured);
-        if probe.holds() || lowering == LOWERINGS {
-            let max_rate = probe.holds().then(|| measured.rate());
-            return Ok((case, measured, max_rate));
-        }
-        view.keep(&format!("    {rate:.0}/s for {time:?}: {}", probe.fails_because.unwrap_or_default()));
-        rate *= LOWERED;
-    }
-    Err(Failure::failed("no rate was measured"))
 }
 
 /// Pages a second that the guest writes with nothing else running.

@@ -3,6 +3,8 @@
 
 mod colo;
 mod receiver;
+mod xl;
+mod xl_file;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,9 +17,10 @@ use serde_json::Value;
 
 use crate::exit::{Failure, OrFail};
 use crate::guest::status;
-use crate::real::{RealOptions, has_program, version_of};
-use crate::results::{Beside, Better, Labels, Measurement, Run, RunClock, Sampled, names};
+use crate::real::{RealOptions, version_of};
+use crate::results::{Beside, Better, Labels, Measurement, Results, Run, RunClock, Sampled, names};
 use receiver::{Migration, Way};
+use xl_file::XenBeside;
 
 /// Options of `romulus-perf peers`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -26,7 +29,7 @@ pub struct PeersCommand {
     real: RealOptions,
 
     /// Which: qemu (live migration over one TCP connection), multifd (over several), colo (QEMU's
-    /// own checkpoint replication), xl (`xl remus`, in the Xen lab)
+    /// own checkpoint replication), xl (`xl remus`: see --xl-results; needs none of the other options)
     #[arg(long, value_delimiter = ',', value_name = "NAME,...", default_value = "qemu,multifd,colo,xl")]
     peers: Vec<String>,
 
@@ -54,6 +57,11 @@ pub struct PeersCommand {
     #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     colo_interval_ms: u64,
 
+    /// What `scripts/xen-beside --json FILE` wrote, which measures stock `xl remus` and Romulus in the Xen
+    /// lab: makes figures of it, as a run of its own (`peers xl`)
+    #[arg(long, value_name = "FILE")]
+    xl_results: Option<PathBuf>,
+
     /// Write what was measured to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -68,6 +76,9 @@ impl PeersCommand {
         let known = ["qemu", "multifd", "colo", "xl"];
         if let Some(peer) = self.peers.iter().find(|peer| !known.contains(&peer.as_str())) {
             return Err(Failure::usage(format!("--peers {peer}: qemu, multifd, colo and xl are known")));
+        }
+        if self.xl_results.is_some() && !self.wants("xl") {
+            return Err(Failure::usage("--xl-results: `xl` is not among --peers"));
         }
         if self.content_mib() + 64 > self.real.guest_mib {
             return Err(Failure::usage(format!(
@@ -101,6 +112,37 @@ struct Copy {
 /// Runs the command: what is not installed or does not work is a note, and the rest runs.
 pub fn run(command: &PeersCommand) -> Result<ExitCode, Failure> {
     command.check()?;
+    // First of all: what is wrong with the file is told before minutes of measuring.
+    let beside = command.xl_results.as_deref().map(XenBeside::read).transpose()?;
+    let mut runs = Vec::new();
+    if ["qemu", "multifd", "colo"].iter().any(|peer| command.wants(peer)) {
+        runs.push(run_qemu(command)?);
+    }
+    let mut verdict = Ok(());
+    if command.wants("xl") {
+        match &beside {
+            Some(beside) => {
+                let mut run = RunClock::start().run("peers", command)?;
+                verdict = xl::fill(&mut run, beside);
+                runs.push(run);
+            }
+            None => {
+                if runs.is_empty() {
+                    runs.push(RunClock::start().run("peers", command)?);
+                }
+                runs[0].notes.push(xl::NOT_MEASURED.into());
+            }
+        }
+    }
+    runs.iter().flat_map(|run| &run.notes).for_each(|note| println!("note: {note}"));
+    if let Some(path) = &command.json {
+        Results::of(runs).write(path)?;
+    }
+    verdict.map(|()| ExitCode::SUCCESS)
+}
+
+/// QEMU's own ways, as far as they are asked for.
+fn run_qemu(command: &PeersCommand) -> Result<Run, Failure> {
     let clock = RunClock::start();
     let program = command.real.prepare(&["initramfs"])?;
     let mut run = clock.run("peers", command)?;
@@ -112,24 +154,13 @@ pub fn run(command: &PeersCommand) -> Result<ExitCode, Failure> {
     if command.wants("colo") {
         colo::run(command, &program, &mut run)?;
     }
-    if command.wants("xl") {
-        run.notes.push(match has_program("xl") {
-            true => "xl remus: this program does not measure it; it needs Xen, as in scripts/lab --kind xen"
-                .into(),
-            false => {
-                "xl remus: xl is not installed here; it runs in the Xen lab (scripts/lab --kind xen)".into()
-            }
-        });
-    }
-    run.notes.iter().for_each(|note| println!("note: {note}"));
     run.result = serde_json::json!({
         "qemu": version_of("qemu-system-x86_64".as_ref()),
         "accelerator": command.real.machine(None, 0, 0.0).accelerator,
         "copies": run.result,
     });
     run.seconds = clock.began().elapsed().as_secs_f64();
-    run.write(command.json.as_deref())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(run)
 }
 
 /// Romulus' first synchronization and each way of migration, in turn, of one running guest.

@@ -14,7 +14,7 @@ use crate::exit::{Failure, OrFail};
 pub struct RealOptions {
     /// Folder with the guest's kernel and initramfs, made by scripts/guest-image
     #[arg(long, value_name = "DIR")]
-    pub image_dir: PathBuf,
+    pub image_dir: Option<PathBuf>,
 
     /// The `romulus` that protects [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
@@ -31,8 +31,11 @@ impl RealOptions {
         if !rustix::process::geteuid().is_root() {
             return Err(Failure::failed("root is needed: Romulus follows the writes of QEMU's process"));
         }
+        let image_dir = self.image_dir.as_ref().ok_or_else(|| {
+            Failure::usage("--image-dir DIR is needed; scripts/guest-image makes it and prints its folder")
+        })?;
         for name in ["vmlinuz"].iter().chain(archives) {
-            let path = self.image_dir.join(name);
+            let path = image_dir.join(name);
             if !path.exists() {
                 return Err(Failure::usage(format!(
                     "--image-dir: {} is missing; scripts/guest-image makes it and prints its folder",
@@ -83,7 +86,7 @@ impl RealOptions {
             networked: false,
             servers: false,
             work: work.map(str::to_owned),
-            image_dir: self.image_dir.clone(),
+            image_dir: self.image_dir.clone().unwrap_or_default(),
         }
     }
 }

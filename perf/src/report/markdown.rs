@@ -10,6 +10,7 @@
 
 use std::path::Path;
 
+use super::labelling::note_in_words;
 use super::table;
 use crate::exit::{Failure, OrFail};
 use crate::results::{Results, Run};
@@ -32,7 +33,9 @@ pub fn section(run: &Run) -> String {
         text.push_str(&format!("All of it: {common}.\n\n"));
     }
     text.push_str(&table::markdown(run));
-    run.notes.iter().for_each(|note| text.push_str(&format!("\n- {}\n", note.replace('\n', " "))));
+    run.notes
+        .iter()
+        .for_each(|note| text.push_str(&format!("\n- {}\n", note_in_words(note).replace('\n', " "))));
     text
 }
 
@@ -97,10 +100,15 @@ mod tests {
         assert!(missing.is_empty());
         assert!(once.starts_with("before\n") && once.ends_with("<!-- /romulus-perf fabric -->\nafter\n"));
         assert!(!once.contains("old"));
-        assert!(once.contains("| write bandwidth |  | 100 MB/s (90 to 110) | plain \\| tcp: 100 MB/s | 1.00 (0.90 to 1.10) |"), "{once}");
+        assert!(
+            once.contains(
+                "| figure | median (range) | plain \\| tcp | ratio |\n|---|---|---|---|\n| write bandwidth, MB/s | 100 (90 to 110) | 100 | 1.00 (0.90 to 1.10) |"
+            ),
+            "{once}"
+        );
         // Again: the same markers are still there, and hold one table.
         let (twice, _) = replace(&once, &results()).unwrap();
-        assert_eq!(twice.matches("| write bandwidth |").count(), 1);
+        assert_eq!(twice.matches("| write bandwidth, MB/s |").count(), 1);
     }
 
     #[test]

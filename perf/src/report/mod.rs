@@ -2,11 +2,14 @@
 
 mod chart;
 mod labelling;
+mod layout;
 mod markdown;
 mod page;
 mod plots;
 mod scale;
+mod side_by_side;
 mod table;
+mod wording;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::chart::escape;
+use super::labelling::note_in_words;
 use super::plots::Plot;
 use super::scale::tick_text;
 use super::table;
@@ -98,7 +99,7 @@ fn section(run: &Run) -> String {
         text.push_str(&table::html(run));
     }
     for note in &run.notes {
-        let _ = writeln!(text, "<p class=\"note\">{}</p>", escape(note));
+        let _ = writeln!(text, "<p class=\"note\">{}</p>", escape(&note_in_words(note)));
     }
     text + "</details>\n"
 }
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!(page.matches("<svg").count(), 2, "pause and its phases");
         assert!(page.contains("Not in these results") && page.contains("romulus-perf epochs max"));
         assert!(page.contains("1000 &lt;pages&gt;") && !page.contains("1000 <pages>"));
-        assert!(page.contains("50,000 us"));
+        assert!(page.contains("<th>pause p50, us</th><td class=\"number\">50,000</td>"), "{page}");
         for foreign in ["<script", "http://", "https://", "url(", "@import"] {
             assert!(!page.contains(foreign), "{foreign}");
         }
