@@ -22,6 +22,9 @@ const ROOM_BYTES: u64 = (MAX_FRAME_BYTES + HEADER_BYTES) as u64;
 const CHUNK_BYTES: u64 = 1 << 20;
 /// Fetched into the cache ahead of a frame's turn: a full-size frame.
 const FETCHED_BYTES: u64 = 1536;
+/// Room is fetched into the cache so far ahead of the head: while the kernel finds the frames that will
+/// fill it.
+const ROOM_AHEAD_BYTES: u64 = 2 * FETCHED_BYTES;
 const CACHE_LINE_BYTES: usize = 64;
 /// Chunks at least: one is filled while another is emptied.
 const LEAST_CHUNKS: u64 = 4;
@@ -104,11 +107,16 @@ impl Shared {
 
     /// Fetches the frame at a position into the cache: it was put in long ago, and comes while the
     /// kernel copies the one before.
-    fn fetch(&self, position: u64) {
+    fn fetch_frame(&self, position: u64) {
         let ahead = self.head.load(Ordering::Relaxed).saturating_sub(position);
-        let ahead = ahead.min(FETCHED_BYTES).min(next_chunk(position) - position) as usize;
+        self.fetch(position, ahead.min(FETCHED_BYTES));
+    }
+
+    /// Fetches so much from a position on, as far as its chunk goes.
+    fn fetch(&self, position: u64, len_bytes: u64) {
+        let len_bytes = len_bytes.min(next_chunk(position) - position) as usize;
         let place = self.place(position);
-        for offset in (0..ahead).step_by(CACHE_LINE_BYTES) {
+        for offset in (0..len_bytes).step_by(CACHE_LINE_BYTES) {
             // SAFETY: the address is inside a chunk, and fetching changes nothing.
             unsafe {
                 let line = self.memory.as_ptr().add(place + offset).cast::<i8>();
@@ -161,6 +169,10 @@ impl Producer {
         self.write_header(head, length as u32, stamp);
         let taken = taken_bytes(length);
         self.shared.head.store(head + taken, Ordering::Release);
+        let ahead = head + ROOM_AHEAD_BYTES;
+        if ahead < next_chunk(head) {
+            self.shared.fetch(ahead, taken.min(FETCHED_BYTES));
+        }
     }
 
     fn write_header(&mut self, position: u64, length: u32, stamp: u64) {
@@ -204,7 +216,7 @@ impl Consumer {
             let bytes = unsafe {
                 std::slice::from_raw_parts(shared.memory.as_ptr().add(place + HEADER_BYTES), length as usize)
             };
-            self.shared.fetch(tail + taken_bytes(length as usize));
+            self.shared.fetch_frame(tail + taken_bytes(length as usize));
             return Some(Frame { bytes, stamp });
         }
     }
