@@ -10,12 +10,13 @@ use super::config::{StandbyAllowances, StandbyConfig};
 use super::stream::empty_domain;
 use super::tool;
 use crate::claim::{Claim, Owner};
+use crate::device_model::DeviceModel;
 use crate::domain::Xen;
 use crate::error::XenError;
 use crate::layout::FrameMap;
 use crate::library::{DomainInfo, TscInfo, param};
 use crate::machine::Machine;
-use crate::records::{EpochState, HvmParam, read_params};
+use crate::records::{EpochState, HvmParam, RecordError, read_params};
 
 const PAGE_BYTES: usize = romulus_checkpoint::PAGE_BYTES as usize;
 
@@ -31,6 +32,8 @@ pub(super) struct Ready {
     /// Its memory, one span a run of frames.
     memory: Vec<Memory>,
     kept: Vec<Extent>,
+    /// What emulates an HVM domain's devices; stopped.
+    device_model: Option<DeviceModel>,
 }
 
 impl Ready {
@@ -45,6 +48,10 @@ impl Ready {
             .map_err(|why| XenError::Refused(format!("the guest's configuration: {why}")))?;
         let params = read_params(&machine.params)
             .ok_or_else(|| XenError::Refused("the guest's parameters are not as they must be".into()))?;
+        if config.has_device_model != machine.device_model.is_some() {
+            let why = "its configuration and its state do not agree on whether it has a device model";
+            return Err(XenError::Refused(format!("the guest's description: {why}")));
+        }
         let kept = kept(&params, frames);
         if let Some(domid) = xen.by_name(&config.name)?
             && let Some(info) = xen.control.domain(domid)?
@@ -59,8 +66,11 @@ impl Ready {
         let domid = xen.by_name(&config.name)?.ok_or_else(|| {
             XenError::failed("building the standby", "xl has built it, and it is not there")
         })?;
-        let mut ready = Self { xen, config, domid, memory: Vec::new(), kept };
-        let rest = Claim::new(domid).take(&ready.xen.store).and_then(|_| ready.map(frames));
+        let mut ready = Self { xen, config, domid, memory: Vec::new(), kept, device_model: None };
+        let rest = Claim::new(domid)
+            .take(&ready.xen.store)
+            .and_then(|_| ready.stop_device_model())
+            .and_then(|()| ready.map(frames));
         if let Err(error) = rest {
             if let Err(error) = ready.destroy() {
                 tracing::warn!(domid, %error, "the standby that was half built is left behind");
@@ -68,6 +78,14 @@ impl Ready {
             return Err(error);
         }
         Ok(ready)
+    }
+
+    /// libxl starts it running, with the state that came in the file.
+    fn stop_device_model(&mut self) -> Result<(), XenError> {
+        if self.config.has_device_model {
+            self.device_model.insert(DeviceModel::open(self.domid)?).stop_when_started()?;
+        }
+        Ok(())
     }
 
     fn map(&mut self, frames: &FrameMap) -> Result<(), XenError> {
@@ -124,7 +142,15 @@ impl Ready {
     }
 
     /// Loads processors, devices and parameters; the domain stays paused. May be done again.
-    pub fn load(&self, state: &EpochState<'_>) -> Result<(), XenError> {
+    pub fn load(&mut self, state: &EpochState<'_>) -> Result<(), XenError> {
+        match (&mut self.device_model, state.device_model) {
+            (Some(model), Some(bytes)) => model.load(bytes)?,
+            (None, None) => {}
+            (Some(_), None) => return Err(RecordError::Count("of the device model").into()),
+            (None, Some(_)) => {
+                return Err(XenError::failed("loading a state", "the standby has no device model for it"));
+            }
+        }
         let control = &self.xen.control;
         for index in SHARED_FRAMES {
             let (have, want) = (control.param(self.domid, index)?, state.param(index));
@@ -155,7 +181,8 @@ impl Ready {
     }
 
     /// Lets it run.
-    pub fn run(&self) -> Result<(), XenError> {
+    pub fn run(&mut self) -> Result<(), XenError> {
+        self.device_model.as_mut().map_or(Ok(()), DeviceModel::run_on)?;
         self.xen.control.unpause(self.domid)
     }
 
