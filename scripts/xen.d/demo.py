@@ -30,12 +30,16 @@ def parse():
     parser.add_argument("--interval", type=float, default=100, metavar="MS", help="length of an epoch (100)")
     parser.add_argument("--dirty-mib-per-second", type=float, default=1, metavar="MIB", help="rate of rewritten pages (1)")
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="how long it is protected before the kill (20)")
-    parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which the backup acts; emulated hosts are slow (10000)")
+    parser.add_argument("--suspect-ms", type=int, metavar="MS", help="silence after which the backup acts; emulated hosts are slow (10000, with hvm 40000)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="memory of each host, half of it for dom0 (2048)")
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--romulus", required=True, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.suspect_ms is None:
+        # Its standby's host starts three device models one after another.
+        options.suspect_ms = 40000 if options.domain == "hvm" else 10000
+    return options
 
 
 class Client:

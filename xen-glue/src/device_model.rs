@@ -6,7 +6,7 @@
 //! free for libxl.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// Longest state that is taken. A PC without a graphics card has a few kilobytes.
 pub(crate) const MAX_STATE_BYTES: usize = 128 * 1024;
 const LOG: &str = "xen-set-global-dirty-log";
+/// What it calls the descriptor of a state.
+const STATE: &str = "romulus-state";
 
 /// A connection to a domain's device model.
 #[derive(Debug)]
@@ -146,23 +148,31 @@ impl DeviceModel {
         Ok(())
     }
 
-    /// Stops one that was started to take another's state, when it has taken the first.
-    pub fn stop_when_started(&mut self) -> Result<(), XenError> {
+    /// Gives one that waits for it (`-incoming defer`) the state of another; it stays stopped. Only once.
+    pub fn take_state(&mut self, state: &[u8]) -> Result<(), XenError> {
+        let failed = |error: std::io::Error| XenError::failed("writing a device model's state", error);
+        self.file.set_len(0).map_err(failed)?;
+        self.file.write_all_at(state, 0).map_err(failed)?;
+        // Another descriptor, which reads from the first byte on.
+        let from = File::open(&self.path).map_err(failed)?;
+        let outcome = self
+            .client
+            // So early it means that it does not run on by itself.
+            .execute("stop", json!({}))
+            .and_then(|_| {
+                self.client.execute_with_descriptor("getfd", json!({"fdname": STATE}), from.as_fd())
+            })
+            .and_then(|_| self.client.execute("migrate-incoming", json!({"uri": format!("fd:{STATE}")})));
+        outcome.map_err(|error| self.failed("loading the state of", error))?;
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            self.client.execute("stop", json!({})).map_err(|error| self.failed("stopping", error))?;
-            let status = self
-                .client
-                .execute("query-status", json!({}))
-                .map_err(|error| self.failed("asking", error))?;
-            match status["status"].as_str() {
-                // `stop` then only means that it does not run on by itself.
-                Some("inmigrate") if Instant::now() < deadline => std::thread::sleep(POLL),
-                Some("paused" | "restore-vm" | "save-vm" | "prelaunch") => return Ok(()),
+            match self.status()?.as_str() {
+                "inmigrate" if Instant::now() < deadline => std::thread::sleep(POLL),
+                "paused" => return Ok(()),
                 other => {
-                    let why = format!("it is {} and not stopped", other.unwrap_or("in no state"));
+                    let why = format!("it is {other} and not paused");
                     return Err(XenError::failed(
-                        format!("stopping the device model of domain {}", self.domid),
+                        format!("loading the state of the device model of domain {}", self.domid),
                         why,
                     ));
                 }
@@ -170,13 +180,24 @@ impl DeviceModel {
         }
     }
 
-    /// Loads the state of another into this one, which is stopped and stays so. May be done again.
-    pub fn load(&mut self, state: &[u8]) -> Result<(), XenError> {
-        let failed = |error: std::io::Error| XenError::failed("writing a device model's state", error);
-        self.file.set_len(0).map_err(failed)?;
-        self.file.write_all_at(state, 0).map_err(failed)?;
-        let outcome = self.client.execute("xen-load-devices-state", json!({"filename": self.path}));
-        outcome.map(|_| ()).map_err(|error| self.failed("loading the state of", error))
+    fn status(&mut self) -> Result<String, XenError> {
+        let status =
+            self.client.execute("query-status", json!({})).map_err(|error| self.failed("asking", error))?;
+        Ok(status["status"].as_str().unwrap_or("in no state").to_owned())
+    }
+
+    /// The terminal that it opened for the guest's serial port.
+    pub fn terminal(&mut self) -> Result<Option<String>, XenError> {
+        let list =
+            self.client.execute("query-chardev", json!({})).map_err(|error| self.failed("asking", error))?;
+        let list = list.as_array().map_or(&[][..], Vec::as_slice);
+        let serial = list.iter().find(|device| device["label"] == "serial0");
+        Ok(serial.and_then(|device| Some(device["filename"].as_str()?.strip_prefix("pty:")?.to_owned())))
+    }
+
+    /// Asks it to end.
+    pub fn quit(&mut self) -> Result<(), XenError> {
+        self.client.execute("quit", json!({})).map(|_| ()).map_err(|error| self.failed("ending", error))
     }
 
     fn failed(&self, what: &str, error: QmpError) -> XenError {
@@ -224,10 +245,6 @@ mod tests {
                         std::fs::write(file.unwrap(), if running { "of one that runs" } else { "stopped" })
                             .unwrap();
                     }
-                    "xen-load-devices-state" => {
-                        assert!(!running);
-                        asked.push(std::fs::read_to_string(file.unwrap()).unwrap());
-                    }
                     LOG => {
                         let enable = arguments["enable"].as_bool().unwrap();
                         if !enable && !logs {
@@ -238,6 +255,9 @@ mod tests {
                     "query-status" => {
                         incoming -= 1;
                         value = json!({"status": if incoming > 0 { "inmigrate" } else { "paused" }});
+                    }
+                    "query-chardev" => {
+                        value = json!([{"label": "libxl-cmd"}, {"label": "serial0", "filename": "pty:/dev/pts/7"}]);
                     }
                     _ => {}
                 }
@@ -286,18 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn a_new_one_is_stopped_when_it_has_started_and_loads_again_and_again() {
+    fn one_that_waits_is_given_a_state_and_stays_stopped() {
         let (mut model, thread) = connected("model-load");
-        model.stop_when_started().unwrap();
-        model.load(b"a longer state").unwrap();
-        model.load(b"short").unwrap();
+        model.take_state(b"a state").unwrap();
+        assert_eq!(model.terminal().unwrap().as_deref(), Some("/dev/pts/7"));
         drop(model);
         let asked = thread.join().unwrap();
-        assert_eq!(asked[1..5], ["stop", "query-status", "stop", "query-status"]);
-        assert_eq!(
-            asked[5..],
-            ["a longer state", "xen-load-devices-state", "short", "xen-load-devices-state"]
-        );
+        assert_eq!(asked[1..4], ["stop", "getfd", "migrate-incoming"]);
+        assert_eq!(asked[4..], ["query-status", "query-status", "query-chardev"]);
     }
 
     #[test]

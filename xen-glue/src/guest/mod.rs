@@ -18,7 +18,7 @@ use romulus_transport::Memory;
 
 pub(crate) use attach::vifs;
 pub(crate) use dirty::stop as end_log;
-pub use options::XenOptions;
+pub use options::{HVM_PATIENCE, XenOptions};
 pub(crate) use suspend::{FREEZE_LIMIT, SuspendRequest};
 
 use crate::claim::Claim;

@@ -8,6 +8,7 @@ use romulus_checkpoint::{Extent, GuestLayout};
 use romulus_transport::Memory;
 
 use super::dirty::DirtyLog;
+use super::options::HVM_PATIENCE;
 use super::state::StateSaver;
 use super::suspend::{Patience, Suspender, Waited};
 use super::{Tracking, XenGuest};
@@ -62,7 +63,8 @@ impl Guest for XenGuest {
         self.in_doubt = true;
         self.detail.note("xen_ask", start);
         let start = Instant::now();
-        let limit = self.options.suspend_timeout;
+        let patience = if self.device_model.is_some() { HVM_PATIENCE } else { 1 };
+        let limit = self.options.suspend_timeout * patience;
         let ended = tracking.suspender.wait(limit);
         self.detail.note("xen_suspend", start);
         match ended {

@@ -7,10 +7,10 @@ use romulus_checkpoint::standby::CopyOnlyHomes;
 use romulus_transport::Memory;
 
 use super::config::{StandbyAllowances, StandbyConfig};
+use super::emulator::Emulator;
 use super::stream::empty_domain;
 use super::tool;
 use crate::claim::{Claim, Owner};
-use crate::device_model::DeviceModel;
 use crate::domain::Xen;
 use crate::error::XenError;
 use crate::layout::FrameMap;
@@ -32,8 +32,8 @@ pub(super) struct Ready {
     /// Its memory, one span a run of frames.
     memory: Vec<Memory>,
     kept: Vec<Extent>,
-    /// What emulates an HVM domain's devices; stopped.
-    device_model: Option<DeviceModel>,
+    /// What emulates an HVM domain's devices; waits for a state.
+    emulator: Option<Emulator>,
 }
 
 impl Ready {
@@ -66,10 +66,10 @@ impl Ready {
         let domid = xen.by_name(&config.name)?.ok_or_else(|| {
             XenError::failed("building the standby", "xl has built it, and it is not there")
         })?;
-        let mut ready = Self { xen, config, domid, memory: Vec::new(), kept, device_model: None };
+        let mut ready = Self { xen, config, domid, memory: Vec::new(), kept, emulator: None };
         let rest = Claim::new(domid)
             .take(&ready.xen.store)
-            .and_then(|_| ready.stop_device_model())
+            .and_then(|_| ready.replace_device_model())
             .and_then(|()| ready.map(frames));
         if let Err(error) = rest {
             if let Err(error) = ready.destroy() {
@@ -80,10 +80,9 @@ impl Ready {
         Ok(ready)
     }
 
-    /// libxl starts it running, with the state that came in the file.
-    fn stop_device_model(&mut self) -> Result<(), XenError> {
+    fn replace_device_model(&mut self) -> Result<(), XenError> {
         if self.config.has_device_model {
-            self.device_model.insert(DeviceModel::open(self.domid)?).stop_when_started()?;
+            self.emulator = Some(Emulator::of_domain(&self.xen, self.domid)?);
         }
         Ok(())
     }
@@ -141,10 +140,11 @@ impl Ready {
         Ok(())
     }
 
-    /// Loads processors, devices and parameters; the domain stays paused. May be done again.
+    /// Loads processors, devices and parameters; the domain stays paused. May be done again, behind a
+    /// [`renew`](Self::renew).
     pub fn load(&mut self, state: &EpochState<'_>) -> Result<(), XenError> {
-        match (&mut self.device_model, state.device_model) {
-            (Some(model), Some(bytes)) => model.load(bytes)?,
+        match (&mut self.emulator, state.device_model) {
+            (Some(emulator), Some(bytes)) => emulator.take_state(bytes)?,
             (None, None) => {}
             (Some(_), None) => return Err(RecordError::Count("of the device model").into()),
             (None, Some(_)) => {
@@ -180,9 +180,14 @@ impl Ready {
         control.set_context(self.domid, state.context)
     }
 
+    /// Makes it ready for another [`load`](Self::load).
+    pub fn renew(&mut self) -> Result<(), XenError> {
+        self.emulator.as_mut().map_or(Ok(()), |emulator| emulator.renew(&self.xen))
+    }
+
     /// Lets it run.
     pub fn run(&mut self) -> Result<(), XenError> {
-        self.device_model.as_mut().map_or(Ok(()), DeviceModel::run_on)?;
+        self.emulator.as_mut().map_or(Ok(()), Emulator::run_on)?;
         self.xen.control.unpause(self.domid)
     }
 
@@ -195,7 +200,11 @@ impl Ready {
     /// Destroys it.
     pub fn destroy(&mut self) -> Result<(), XenError> {
         self.memory.clear();
-        crate::domain::destroy(&self.xen.control, self.domid)
+        let destroyed = crate::domain::destroy(&self.xen.control, self.domid);
+        if let Some(mut emulator) = self.emulator.take() {
+            emulator.bury();
+        }
+        destroyed
     }
 }
 

@@ -142,7 +142,8 @@ impl Standby for XenStandby {
             let state = EpochState::read(state)?;
             let ready = self.ready_mut()?;
             ready.check()?;
-            ready.load(&state)
+            ready.load(&state)?;
+            ready.renew()
         };
         load().map_err(|error| error.standby("trial load"))
     }
