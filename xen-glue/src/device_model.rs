@@ -180,7 +180,8 @@ impl DeviceModel {
         }
     }
 
-    fn status(&mut self) -> Result<String, XenError> {
+    /// `running`, `paused`, `inmigrate` and the like.
+    pub fn status(&mut self) -> Result<String, XenError> {
         let status =
             self.client.execute("query-status", json!({})).map_err(|error| self.failed("asking", error))?;
         Ok(status["status"].as_str().unwrap_or("in no state").to_owned())

@@ -103,6 +103,11 @@ impl XenHandle {
         (kind.as_deref() == Some("hvm")).then(|| DeviceModel::open(self.domid)).transpose()
     }
 
+    /// Whether its device model runs; `None`: it has none.
+    pub fn device_model_runs(&self) -> Result<Option<bool>, XenError> {
+        self.device_model()?.map(|mut model| Ok(model.status()? == "running")).transpose()
+    }
+
     fn info(&self) -> Result<Option<DomainInfo>, XenError> {
         let info = self.xen.control.domain(self.domid)?;
         Ok(info.filter(|info| info.uuid == self.uuid && !info.dying))
