@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_xen::machine::Machine;
-use romulus_xen::records::{EpochState, RecordError, BesideContext, write_epoch_state};
+use romulus_xen::records::{BesideContext, EpochState, RecordError, write_epoch_state};
 use romulus_xen::standby::{SUFFIX, StandbyAllowances, StandbyConfig};
 
 fuzz_target!(init: romulus_fuzz::seeds::write_if_asked(romulus_fuzz::seeds::xen_guests), |data: &[u8]| {
