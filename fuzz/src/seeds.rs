@@ -16,7 +16,7 @@ use romulus_transport::tcp::wire::{
 };
 use romulus_xen::machine::Machine;
 use romulus_xen::records::{
-    END, HEADER_BYTES, HvmParam, OPTIONAL, RecordError, Tsc, TscAndParams, append, params_body,
+    BesideContext, END, HEADER_BYTES, HvmParam, OPTIONAL, RecordError, Tsc, append, params_body,
     write_epoch_state,
 };
 
@@ -193,11 +193,14 @@ pub fn xen_guests(_directory: &Path) -> Vec<Vec<u8>> {
     let params = [HvmParam { index: 1, value: 0xfeff_f000 }, HvmParam { index: 5, value: 7 }];
     let tsc = Tsc { mode: 1, khz: 2_400_000, elapsed_ns: 1 << 40, incarnation: 3 };
     let mut state = vec![0; 400];
-    let written =
-        write_epoch_state::<RecordError>(&mut state, TscAndParams { tsc, params: &params }, |into| {
+    let written = write_epoch_state::<RecordError>(
+        &mut state,
+        BesideContext { tsc, params: &params, device_model: None },
+        |into| {
             into[..100].fill(0x5a);
             Ok(100)
-        });
+        },
+    );
     state.truncate(written.expect("there is room for it"));
     let mut later = state.clone();
     later.truncate(state.len() - HEADER_BYTES);
@@ -214,6 +217,7 @@ pub fn xen_guests(_directory: &Path) -> Vec<Vec<u8>> {
         cpuid: vec![1; 600],
         msrs: vec![2; 16],
         params: params_body(&params),
+        device_model: Some(vec![3; 100]),
     };
     let identity = machine.identity().expect("a short description");
     let description = [vec![identity.hypervisor], identity.configuration].concat().join("\n");

@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use romulus_checkpoint::wire::message::MachineIdentity;
 use romulus_xen::machine::Machine;
-use romulus_xen::records::{EpochState, RecordError, TscAndParams, write_epoch_state};
+use romulus_xen::records::{BesideContext, EpochState, RecordError, write_epoch_state};
 use romulus_xen::standby::{SUFFIX, StandbyAllowances, StandbyConfig};
 
 fuzz_target!(init: romulus_fuzz::seeds::write_if_asked(romulus_fuzz::seeds::xen_guests), |data: &[u8]| {
@@ -25,7 +25,7 @@ fn state(bytes: &[u8]) {
     // Optional records are skipped, so that what is written is no longer than what was read; a
     // writer wants room for padding.
     let mut again = vec![0; bytes.len() + 8];
-    let rest = TscAndParams { tsc: state.tsc, params: &state.params };
+    let rest = BesideContext { tsc: state.tsc, params: &state.params, device_model: state.device_model };
     let length = write_epoch_state::<RecordError>(&mut again, rest, |into| {
         into[..state.context.len()].copy_from_slice(state.context);
         Ok(state.context.len())

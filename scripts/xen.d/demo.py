@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows Romulus at work on two Xen hosts (emulated, see docs/labs.md): a PVH domain is protected
+"""Shows Romulus at work on two Xen hosts (emulated, see docs/labs.md): a domain is protected
 over RDMA, the machine of its host is killed, and the domain goes on at the backup. The JSON is
 that of scripts/demo without --xen."""
 
@@ -24,17 +24,22 @@ STEP_MS = 10
 def parse():
     parser = argparse.ArgumentParser(prog="scripts/demo --xen", description=__doc__)
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="how often to start, protect and kill (1)")
+    parser.add_argument("--domain", choices=("pvh", "hvm"), default="pvh", help="kind of domain: hvm has a device model, and boots for minutes (pvh)")
     parser.add_argument("--guest-mib", type=int, default=128, metavar="MIB", help="memory of the domain (128)")
     parser.add_argument("--check-mib", type=int, default=16, metavar="MIB", help="of it, what the workload fills and checks (16)")
     parser.add_argument("--interval", type=float, default=100, metavar="MS", help="length of an epoch (100)")
     parser.add_argument("--dirty-mib-per-second", type=float, default=1, metavar="MIB", help="rate of rewritten pages (1)")
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="how long it is protected before the kill (20)")
-    parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which the backup acts; emulated hosts are slow (10000)")
+    parser.add_argument("--suspect-ms", type=int, metavar="MS", help="silence after which the backup acts; emulated hosts are slow (10000, with hvm 40000)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="memory of each host, half of it for dom0 (2048)")
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--romulus", required=True, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.suspect_ms is None:
+        # Its standby's host starts three device models one after another.
+        options.suspect_ms = 40000 if options.domain == "hvm" else 10000
+    return options
 
 
 class Client:
@@ -62,16 +67,16 @@ class Client:
 def run_once(options, report):
     with XenLab(memory_mib=options.memory) as lab:
         settings = {"check_mib": options.check_mib, "dirty_mib_per_second": options.dirty_mib_per_second}
-        lab.domain(PRIMARY, options.image_dir, DOMAIN, options.guest_mib, NUMBER, **settings)
+        lab.domain(PRIMARY, options.image_dir, DOMAIN, options.guest_mib, NUMBER, hvm=options.domain == "hvm", **settings)
         console = lab.console(PRIMARY, DOMAIN)
-        print(f"  a PVH domain of {options.guest_mib} MiB runs, checking {options.check_mib} MiB of its memory", flush=True)
+        print(f"  {'an HVM' if options.domain == 'hvm' else 'a PVH'} domain of {options.guest_mib} MiB runs, checking {options.check_mib} MiB of its memory", flush=True)
         client = Client(lab)
         client.ask()
         time.sleep(UNPROTECTED_S)
         unprotected = client.ask()["latency_ms"]
         print(f"  a client keeps one connection to it; answers take {unprotected['p50']:.1f} ms, p99 {unprotected['p99']:.1f} ms", flush=True)
 
-        protection = Protection(lab, options.romulus, DOMAIN, options.interval, options.suspect_ms)
+        protection = Protection(lab, options.romulus, DOMAIN, options.interval, options.suspect_ms, disks=options.domain == "hvm")
         began = time.monotonic()
         protection.start()
         print(f"  protected after {time.monotonic() - began:.1f} s: a full copy and a trial load", flush=True)
@@ -167,7 +172,7 @@ def main():
     for number in range(1, options.runs + 1):
         print(f"Run {number} of {options.runs}", flush=True)
         report = {
-            "guest": {"kind": "xen", "accelerator": "tcg", "machine": "pvh", "memory_mib": options.guest_mib},
+            "guest": {"kind": "xen", "accelerator": "tcg", "machine": options.domain, "memory_mib": options.guest_mib},
             "fabric": "rdma",
             "interval_ms": options.interval,
             "failover": {"killed_at_epoch": 0, "resumed_at_epoch": 0, "detection_ms": 0.0, "takeover_ms": 0.0, "total_ms": 0.0},

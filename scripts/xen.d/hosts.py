@@ -127,8 +127,13 @@ class XenLab:
     def console(self, host, name):
         return self.follow(host, f"/var/log/xen/console/guest-{name}.log")
 
-    def domain(self, host, image, name, memory_mib, number, **settings):
+    def domain(self, host, image, name, memory_mib, number, hvm=False, **settings):
         words = [f"{key}={value}" for key, value in settings.items()]
+        if hvm:
+            line = ["console=hvc0", "quiet", "panic=-1", *(f"romulus.{word}" for word in (f"address=10.77.0.{number}/24", *words))]
+            made = subprocess.run([f"{SCRIPTS}/lab.d/hvm-disc", image, " ".join(line)], stdout=subprocess.PIPE, text=True, check=True)
+            self.run(host, f"{SCRIPTS}/lab.d/xen-domain", "--hvm", made.stdout.strip(), name, memory_mib, number)
+            return
         self.run(host, f"{SCRIPTS}/lab.d/xen-domain", image, name, memory_mib, number, *words)
 
     def domains(self, host):

@@ -15,7 +15,7 @@ class Protection:
     that both hosts reach, so nobody decides between them, and only one acts by itself: the backup,
     which takes over, or the primary, which goes on alone."""
 
-    def __init__(self, lab, program, domain, interval_ms, suspect_ms, acts="backup"):
+    def __init__(self, lab, program, domain, interval_ms, suspect_ms, acts="backup", disks=False):
         self.lab = lab
         self.program = os.path.abspath(program)
         self.logs = {name: tempfile.TemporaryFile(mode="w+") for name in ("backup", "protect")}
@@ -25,6 +25,7 @@ class Protection:
         self.backup_command = [
             self.program, "backup", "--standby", "xen", "--listen", f"10.77.0.{BACKUP}:{PORT}", "--host", "backup", *common,
             "--control", BACKUP_SOCKET, *takeover, "--suspect-after-ms", str(suspect_ms),
+            *(["--allow-standby-disks"] if disks else []),
         ]  # fmt: skip
         self.protect_command = [
             self.program, "protect", "--guest", f"xen:{domain}", "--backup", f"10.77.0.{BACKUP}:{PORT}", "--host", "primary", *common,

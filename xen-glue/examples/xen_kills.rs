@@ -58,6 +58,9 @@ fn main() -> Result<(), Error> {
         if info.shutdown.is_some() || info.paused {
             return Err(format!("round {round}: the domain does not run: {info:?}").into());
         }
+        if handle.device_model_runs()? == Some(false) {
+            return Err(format!("round {round}: the domain's device model is stopped").into());
+        }
         // Can only be begun where no log is kept.
         control.log_dirty_on(domid).map_err(|error| format!("round {round}: a log was left on: {error}"))?;
         control.log_dirty_off(domid)?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use romulus_host::gate::NicSpec;
 
 use crate::claim::{Claim, Owner};
+use crate::device_model::DeviceModel;
 use crate::discover::vif::Vif;
 use crate::domain::{self, Xen};
 use crate::error::XenError;
@@ -96,6 +97,17 @@ impl XenHandle {
         Ok(suspended)
     }
 
+    /// The device model of a domain that has one.
+    fn device_model(&self) -> Result<Option<DeviceModel>, XenError> {
+        let kind = self.xen.store.read(&format!("/libxl/{}/type", self.domid))?;
+        (kind.as_deref() == Some("hvm")).then(|| DeviceModel::open(self.domid)).transpose()
+    }
+
+    /// Whether its device model runs; `None`: it has none.
+    pub fn device_model_runs(&self) -> Result<Option<bool>, XenError> {
+        self.device_model()?.map(|mut model| Ok(model.status()? == "running")).transpose()
+    }
+
     fn info(&self) -> Result<Option<DomainInfo>, XenError> {
         let info = self.xen.control.domain(self.domid)?;
         Ok(info.filter(|info| info.uuid == self.uuid && !info.dying))
@@ -141,8 +153,11 @@ impl XenHandle {
         loop {
             let Some(info) = self.info()? else { return Err(XenError::Gone { domid: self.domid }) };
             if info.shutdown == Some(Shutdown::Suspend) {
+                let model =
+                    self.device_model().and_then(|model| model.map_or(Ok(()), |mut model| model.run_on()));
                 self.xen.control.resume_fast(self.domid)?;
                 self.settled = true;
+                model?;
             }
             if self.settled || Instant::now() >= deadline {
                 return Ok(());
@@ -157,7 +172,9 @@ impl XenHandle {
         if !self.take()? {
             return Ok(());
         }
-        let logged = crate::guest::end_log(&self.xen, self.domid);
+        let model =
+            self.device_model().and_then(|model| model.map_or(Ok(()), |mut model| model.tell_writes(false)));
+        let logged = crate::guest::end_log(&self.xen, self.domid).and(model);
         let told = self.xen.control.tell_suspension(self.domid, 0);
         if !self.settled {
             // Its kernel may have agreed to a suspension, and be long about it.

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "xen")]
 mod claim;
+#[cfg(feature = "xen")]
+mod device_model;
 pub mod discover;
 #[cfg(feature = "xen")]
 mod domain;

@@ -3,7 +3,8 @@
 //! The configuration's lines of a [`MachineIdentity`] are at most 1,024 bytes long, so what is longer
 //! comes in numbered pieces: `config 0003 ...` (JSON as libxl writes it, without line breaks),
 //! `cpuid 0000 ...` `msr 0000 ...` and `params 0000 ...` (bodies of the records `X86_CPUID_POLICY`,
-//! `X86_MSR_POLICY` and `HVM_PARAMS`, in hexadecimal). `vcpus N` and `pages N` are for people, who read them in a difference first.
+//! `X86_MSR_POLICY` and `HVM_PARAMS`, in hexadecimal), and of a domain with a device model `model 0000 ...`
+//! (the device model's state, in hexadecimal). `vcpus N` and `pages N` are for people, who read them in a difference first.
 
 use std::fmt::Write;
 
@@ -18,6 +19,8 @@ const PIECE_BYTES: usize = 960;
 const MAX_TEXT_BYTES: usize = 400 * PIECE_BYTES;
 /// In front of the version.
 const HYPERVISOR: &str = "Xen ";
+/// In front of the pieces of a device model's state.
+const MODEL: &str = "model";
 
 /// A domain, as its standby must know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +40,9 @@ pub struct Machine {
     /// HVM parameters when protection began: the body of the record `HVM_PARAMS`, see
     /// [`crate::records::read_params`].
     pub params: Vec<u8>,
+    /// The device model's state when protection began: the standby's own is started with it, as any
+    /// that is to take another one's state. `None`: the domain has no device model.
+    pub device_model: Option<Vec<u8>>,
 }
 
 impl Machine {
@@ -47,6 +53,9 @@ impl Machine {
         pieces("cpuid", &hex(&self.cpuid), &mut lines)?;
         pieces("msr", &hex(&self.msrs), &mut lines)?;
         pieces("params", &hex(&self.params), &mut lines)?;
+        if let Some(model) = &self.device_model {
+            pieces(MODEL, &hex(model), &mut lines)?;
+        }
         lines.push(format!("pages {}", self.pages));
         lines.push(format!("vcpus {}", self.vcpus));
         lines.sort();
@@ -65,6 +74,8 @@ impl Machine {
         let mut lines: Vec<&str> = identity.configuration.iter().map(String::as_str).collect();
         lines.sort_unstable();
         let text = |kind: &str| join(kind, &lines).map_err(&wrong);
+        let has_model =
+            lines.iter().any(|line| line.strip_prefix(MODEL).is_some_and(|rest| rest.starts_with(' ')));
         let bytes =
             |kind: &str| unhex(&text(kind)?).ok_or_else(|| wrong(format!("its {kind} is no hexadecimal")));
         let number = |kind: &str| -> Result<u64, XenError> {
@@ -80,6 +91,7 @@ impl Machine {
             cpuid: bytes("cpuid")?,
             msrs: bytes("msr")?,
             params: bytes("params")?,
+            device_model: has_model.then(|| bytes(MODEL)).transpose()?,
         })
     }
 
@@ -162,6 +174,7 @@ mod tests {
             cpuid: cpuid.into(),
             msrs: msrs.into(),
             params: vec![5; 24],
+            device_model: None,
         }
     }
 
@@ -171,8 +184,9 @@ mod tests {
             config in "\\PC{0,2000}",
             cpuid in prop::collection::vec(any::<u8>(), 0..3000),
             msrs in prop::collection::vec(any::<u8>(), 0..50),
+            model in prop::option::of(prop::collection::vec(any::<u8>(), 0..2000)),
         ) {
-            let machine = machine(&config, &cpuid, &msrs);
+            let machine = Machine { device_model: model, ..machine(&config, &cpuid, &msrs) };
             let identity = machine.identity().unwrap();
             prop_assert!(identity.configuration.iter().all(|line| line.len() <= MAX_LINE_BYTES));
             prop_assert_eq!(Machine::of_identity(&identity).unwrap(), machine);

@@ -13,7 +13,7 @@ use crate::settings::fill_unset;
 #[serde(deny_unknown_fields)]
 pub struct ProtectOptions {
     /// The guest to protect: `qemu:PATH` with the path of its QMP socket, to which nobody else may be
-    /// connected, or `xen:DOMAIN` with the name or number of a Xen domain (PVH)
+    /// connected, or `xen:DOMAIN` with the name or number of a Xen domain (PVH or HVM)
     #[arg(long, value_name = "GUEST")]
     pub guest: Option<String>,
 

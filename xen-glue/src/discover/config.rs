@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::hvm;
+
 /// What matters here of a domain's configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -13,6 +15,8 @@ pub struct Config {
     pub writable_disks: Vec<String>,
     /// Kinds of devices that it has beside disks and network cards.
     pub other_devices: Vec<String>,
+    /// Why an HVM domain of it cannot be protected.
+    pub hvm_reasons: Vec<String>,
     /// The whole, in JSON on one line.
     pub json: String,
 }
@@ -59,6 +63,7 @@ impl Config {
             name: text("name"),
             writable_disks: disks.map(name).collect(),
             other_devices: others.map(|(_, what)| (*what).to_owned()).collect(),
+            hvm_reasons: if text("type") == "hvm" { hvm::reasons(config) } else { Vec::new() },
             json: config.to_string(),
         })
     }

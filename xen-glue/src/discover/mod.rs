@@ -2,5 +2,6 @@
 //! xenstore asks nothing itself, so that it can be tested without a Xen.
 
 pub mod config;
+pub mod hvm;
 pub mod refusal;
 pub mod vif;

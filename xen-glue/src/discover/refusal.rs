@@ -53,17 +53,16 @@ pub fn reasons(found: &Findings, allowed: Allowances) -> Vec<String> {
         let outcome = found.pv_log_dirty.as_deref().unwrap_or("not tried");
         say(format!(
             "it is a PV domain: its writes can only be logged by a hypervisor with shadow paging (Debian's is built \
-             without), and Romulus saves the state of PVH domains only; logging them here: {outcome}. Start it as a \
+             without), and Romulus saves the state of PVH and HVM domains only; logging them here: {outcome}. Start it as a \
              PVH domain (type = \"pvh\")"
         ));
-    } else if found.config.kind == "hvm" {
-        say("it is an HVM domain with a device model: the device model's state is not saved. Start it as a PVH domain \
-             (type = \"pvh\")"
-            .into());
     } else if !found.has_drivers {
         say("its kernel has not set up its drivers for Xen yet, with which it takes part in each checkpoint: wait \
              until it is up"
             .into());
+    }
+    for reason in &found.config.hvm_reasons {
+        say(reason.clone());
     }
     if found.hvm && !found.assisted_paging {
         say("its writes cannot be logged: it has no hardware-assisted paging".into());
@@ -133,7 +132,9 @@ mod tests {
             found.pv_log_dirty = Some("Operation not supported".into());
         });
         assert!(pv.contains("Operation not supported") && pv.contains("pvh"), "{pv}");
-        assert!(why(|found| found.config.kind = "hvm".into()).contains("device model"));
+        let screen = "it has an emulated graphics card: vga = \"none\"";
+        assert_eq!(why(|found| found.config.hvm_reasons = vec![screen.into()]), screen);
+        assert_eq!(why(|found| found.config.kind = "hvm".into()), "", "a plain HVM domain is taken");
         assert!(why(|found| found.has_drivers = false).contains("wait until it is up"));
         assert!(why(|found| found.assisted_paging = false).contains("hardware-assisted"));
         assert!(why(|found| found.shared_pages = 3).contains("shares 3 pages"));

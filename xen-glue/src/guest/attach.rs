@@ -12,6 +12,7 @@ use super::state::params;
 use super::suspend::Patience;
 use super::{PauseDetail, XenGuest};
 use crate::claim::Claim;
+use crate::device_model::DeviceModel;
 use crate::discover::config::Config;
 use crate::discover::refusal::{Findings, reasons};
 use crate::discover::vif::{self, Vif, VifGate};
@@ -45,6 +46,7 @@ impl XenGuest {
         let gates = plan_gates(&xen, domid, &options)?;
         let (frames, memory, pages) = map_memory(&xen, domid)?;
         let policy = xen.control.cpu_policy(domid)?;
+        let mut device_model = (found.config.kind == "hvm").then(|| DeviceModel::open(domid)).transpose()?;
         let machine = Machine {
             xen: xen.version.clone(),
             vcpus: info.vcpus,
@@ -53,6 +55,7 @@ impl XenGuest {
             cpuid: policy.cpuid,
             msrs: policy.msrs,
             params: params_body(&params(&xen, domid)?),
+            device_model: device_model.as_mut().map(DeviceModel::state_of_running).transpose()?,
         };
         let name = options.name.clone().unwrap_or_else(|| found.config.name.clone());
         Ok(Self {
@@ -66,6 +69,7 @@ impl XenGuest {
             frames,
             gates,
             claim: Claim::new(domid),
+            device_model,
             tracking: None,
             suspended: false,
             in_doubt: false,

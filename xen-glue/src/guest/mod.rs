@@ -18,10 +18,11 @@ use romulus_transport::Memory;
 
 pub(crate) use attach::vifs;
 pub(crate) use dirty::stop as end_log;
-pub use options::XenOptions;
+pub use options::{HVM_PATIENCE, XenOptions};
 pub(crate) use suspend::{FREEZE_LIMIT, SuspendRequest};
 
 use crate::claim::Claim;
+use crate::device_model::DeviceModel;
 use crate::discover::vif::VifGate;
 use crate::domain::Xen;
 use crate::error::XenError;
@@ -35,7 +36,7 @@ use suspend::{Patience, Suspender};
 /// another domain ended meanwhile, and would not tell of the domain's own end then.
 const TELL_STORE_EVERY: Duration = Duration::from_secs(1);
 
-/// A PVH domain that somebody else started.
+/// A PVH or HVM domain that somebody else started.
 ///
 /// Each run of its frames is a region; see [`crate::layout`]. All of its memory is mapped once,
 /// readable only, for as long as this value lives.
@@ -52,6 +53,8 @@ pub struct XenGuest {
     pages: u64,
     gates: Vec<VifGate>,
     claim: Claim,
+    /// What emulates an HVM domain's devices.
+    device_model: Option<DeviceModel>,
     tracking: Option<Tracking>,
     /// Between a successful pause and resume.
     suspended: bool,
@@ -111,8 +114,11 @@ impl XenGuest {
             self.in_doubt = false;
         }
         if self.suspended {
+            // It answers its guest from the first instruction on.
+            let model = self.device_model.as_mut().map_or(Ok(()), DeviceModel::run_on);
             self.xen.control.resume_fast(self.domid)?;
             self.suspended = false;
+            model?;
             if self.store_told.elapsed() >= TELL_STORE_EVERY {
                 self.tell_store();
             }
@@ -127,9 +133,10 @@ impl XenGuest {
         if self.is_gone() {
             return Ok(());
         }
+        let model = self.device_model.as_mut().map_or(Ok(()), |model| model.tell_writes(false));
         let (logged, told) = (tracking.log.stop(), tracking.suspender.stop());
         self.tell_store();
-        self.put_back(logged, told)
+        self.put_back(logged.and(model), told)
     }
 
     /// The domain is nobody's, if nothing of its protection is left in it; else the next protector has

@@ -22,8 +22,13 @@ pub struct XenOptions {
     /// Greatest length of the state of CPU and devices, in bytes. Default 4 MiB.
     pub state_max_bytes: u64,
     /// How long the guest may take to suspend itself. Default 10 s; its kernel may need long under load.
+    /// An HVM domain gets [`HVM_PATIENCE`] times that.
     pub suspend_timeout: Duration,
 }
+
+/// Its kernel puts emulated devices to sleep and wakes them, by accesses that the device model answers
+/// one by one.
+pub const HVM_PATIENCE: u32 = 3;
 
 impl XenOptions {
     /// The defaults for a domain.

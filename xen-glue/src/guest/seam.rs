@@ -8,6 +8,7 @@ use romulus_checkpoint::{Extent, GuestLayout};
 use romulus_transport::Memory;
 
 use super::dirty::DirtyLog;
+use super::options::HVM_PATIENCE;
 use super::state::StateSaver;
 use super::suspend::{Patience, Suspender, Waited};
 use super::{Tracking, XenGuest};
@@ -62,7 +63,8 @@ impl Guest for XenGuest {
         self.in_doubt = true;
         self.detail.note("xen_ask", start);
         let start = Instant::now();
-        let limit = self.options.suspend_timeout;
+        let patience = if self.device_model.is_some() { HVM_PATIENCE } else { 1 };
+        let limit = self.options.suspend_timeout * patience;
         let ended = tracking.suspender.wait(limit);
         self.detail.note("xen_suspend", start);
         match ended {
@@ -70,7 +72,7 @@ impl Guest for XenGuest {
                 self.in_doubt = false;
                 self.suspended = true;
                 self.patience = Patience::default();
-                Ok(())
+                self.stop_device_model()
             }
             Ok(Waited::Otherwise(info)) => {
                 self.in_doubt = false;
@@ -92,7 +94,7 @@ impl Guest for XenGuest {
             return Err(not_now("saving state", "tracking is not started"));
         };
         let start = Instant::now();
-        let outcome = tracking.saver.save(&self.xen, self.domid, into);
+        let outcome = tracking.saver.save(&self.xen, self.domid, self.device_model.as_ref(), into);
         self.detail.note("xen_context", start);
         outcome.map_err(|error| error.guest("saving the domain's state"))
     }
@@ -158,9 +160,21 @@ impl Guest for XenGuest {
 }
 
 impl XenGuest {
+    /// Of a domain that is suspended, so that nothing asks the device model any more.
+    fn stop_device_model(&mut self) -> Result<(), GuestError> {
+        let Some(model) = &mut self.device_model else { return Ok(()) };
+        let start = Instant::now();
+        let outcome = model.stop_and_save();
+        self.detail.note("xen_device_model", start);
+        outcome.map_err(|error| error.guest("stopping the domain's device model"))
+    }
+
     fn start(&mut self) -> Result<(), XenError> {
         let log = DirtyLog::start(&self.xen, self.domid, &self.claim, &self.frames)?;
-        let rest = StateSaver::new(&self.xen, self.domid)
+        // Behind the hypervisor's: what is told of is put into that log.
+        let told = self.device_model.as_mut().map_or(Ok(()), |model| model.tell_writes(true));
+        let rest = told
+            .and_then(|()| StateSaver::new(&self.xen, self.domid, self.device_model.is_some()))
             .and_then(|saver| Ok((saver, Suspender::start(&self.xen, self.domid, &self.claim)?)));
         match rest {
             Ok((saver, suspender)) => {
@@ -168,7 +182,9 @@ impl XenGuest {
                 Ok(())
             }
             Err(error) => {
-                let undone = self.put_back(log.stop(), self.xen.control.tell_suspension(self.domid, 0));
+                let model = self.device_model.as_mut().map_or(Ok(()), |model| model.tell_writes(false));
+                let logged = log.stop().and(model);
+                let undone = self.put_back(logged, self.xen.control.tell_suspension(self.domid, 0));
                 if let Err(error) = undone {
                     tracing::warn!(%error, "taking back a failed start of tracking");
                 }

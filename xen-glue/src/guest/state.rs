@@ -2,10 +2,11 @@
 
 use romulus_transport::Memory;
 
+use crate::device_model::{DeviceModel, MAX_STATE_BYTES};
 use crate::domain::Xen;
 use crate::error::XenError;
 use crate::library::param;
-use crate::records::{HvmParam, Tsc, TscAndParams, write_epoch_state};
+use crate::records::{BesideContext, HvmParam, Tsc, write_epoch_state};
 
 /// Room beside the context: other records, their headers, padding.
 const AROUND_BYTES: usize = 1024;
@@ -25,24 +26,35 @@ pub(super) fn params(xen: &Xen, domid: u32) -> Result<Vec<HvmParam>, XenError> {
 /// Writes the records of each epoch.
 pub(super) struct StateSaver {
     scratch: Vec<u8>,
+    /// The device model's part, before it is put into the records.
+    model: Vec<u8>,
     /// Set when the domain is built, and constant from then on.
     params: Vec<HvmParam>,
 }
 
 impl StateSaver {
     /// For a domain; its context never becomes longer.
-    pub fn new(xen: &Xen, domid: u32) -> Result<Self, XenError> {
+    pub fn new(xen: &Xen, domid: u32, has_device_model: bool) -> Result<Self, XenError> {
         let context = xen.control.context_bytes(domid)? as usize;
         let params = params(xen, domid)?;
-        Ok(Self { scratch: vec![0; context + AROUND_BYTES], params })
+        let model = if has_device_model { vec![0; MAX_STATE_BYTES] } else { Vec::new() };
+        Ok(Self { scratch: vec![0; context + model.len() + AROUND_BYTES], model, params })
     }
 
-    /// Saves into `into`; returns the length.
-    pub fn save(&mut self, xen: &Xen, domid: u32, into: &Memory) -> Result<u64, XenError> {
+    /// Saves into `into`; returns the length. `device_model` has written down its state.
+    pub fn save(
+        &mut self,
+        xen: &Xen,
+        domid: u32,
+        device_model: Option<&DeviceModel>,
+        into: &Memory,
+    ) -> Result<u64, XenError> {
         let tsc = xen.control.tsc_info(domid)?;
         let tsc =
             Tsc { mode: tsc.mode, khz: tsc.khz, elapsed_ns: tsc.elapsed_ns, incarnation: tsc.incarnation };
-        let rest = TscAndParams { tsc, params: &self.params };
+        let model_bytes = device_model.map(|model| model.read_state(&mut self.model)).transpose()?;
+        let device_model = model_bytes.map(|bytes| &self.model[..bytes]);
+        let rest = BesideContext { tsc, params: &self.params, device_model };
         let length = write_epoch_state(&mut self.scratch, rest, |place| xen.control.context(domid, place))?;
         if length > into.len_bytes() {
             return Err(XenError::Refused(format!(

@@ -1,8 +1,8 @@
 //! The state of one epoch.
 
 use super::{
-    END, HEADER_BYTES, HVM_CONTEXT, HVM_PARAMS, OPTIONAL, Reader, RecordError, X86_TSC_INFO, header, u32_at,
-    u64_at,
+    DEVICE_MODEL, END, HEADER_BYTES, HVM_CONTEXT, HVM_PARAMS, OPTIONAL, Reader, RecordError, X86_TSC_INFO,
+    header, u32_at, u64_at,
 };
 
 /// Length of the body of `X86_TSC_INFO`.
@@ -38,11 +38,13 @@ pub struct HvmParam {
 
 /// What a state holds beside the context.
 #[derive(Clone, Copy, Debug)]
-pub struct TscAndParams<'a> {
+pub struct BesideContext<'a> {
     /// Time stamp counter settings.
     pub tsc: Tsc,
     /// The parameters that are not 0.
     pub params: &'a [HvmParam],
+    /// The device model's state, of a domain that has one.
+    pub device_model: Option<&'a [u8]>,
 }
 
 /// The state of an epoch, read from its records.
@@ -54,19 +56,22 @@ pub struct EpochState<'a> {
     pub context: &'a [u8],
     /// The parameters that are not 0.
     pub params: Vec<HvmParam>,
+    /// The device model's state, of a domain that has one.
+    pub device_model: Option<&'a [u8]>,
 }
 
 impl<'a> EpochState<'a> {
     /// Reads a state. Optional records of later versions are skipped.
     pub fn read(bytes: &'a [u8]) -> Result<Self, RecordError> {
         let mut reader = Reader::new(bytes);
-        let (mut tsc, mut context, mut params) = (None, None, None);
+        let (mut tsc, mut context, mut params, mut device_model) = (None, None, None, None);
         while let Some(record) = reader.next()? {
             let length =
                 || RecordError::Length { kind: record.kind, at: record.at, bytes: record.body.len() as u64 };
             let doubled = match record.kind {
                 X86_TSC_INFO => tsc.replace(read_tsc(record.body).ok_or_else(length)?).is_some(),
                 HVM_CONTEXT => context.replace(record.body).is_some(),
+                DEVICE_MODEL => device_model.replace(record.body).is_some(),
                 HVM_PARAMS => params.replace(read_params(record.body).ok_or_else(length)?).is_some(),
                 kind if kind & OPTIONAL != 0 => false,
                 kind => return Err(RecordError::Unknown { kind, at: record.at }),
@@ -79,6 +84,7 @@ impl<'a> EpochState<'a> {
             tsc: tsc.ok_or(RecordError::Count("X86_TSC_INFO"))?,
             context: context.ok_or(RecordError::Count("HVM_CONTEXT"))?,
             params: params.ok_or(RecordError::Count("HVM_PARAMS"))?,
+            device_model,
         })
     }
 
@@ -125,12 +131,14 @@ pub fn params_body(params: &[HvmParam]) -> Vec<u8> {
 /// Returns the length of the whole. Allocates nothing.
 pub fn write_epoch_state<E: From<RecordError>>(
     into: &mut [u8],
-    rest: TscAndParams<'_>,
+    rest: BesideContext<'_>,
     context: impl FnOnce(&mut [u8]) -> Result<usize, E>,
 ) -> Result<usize, E> {
     let room = into.len();
     let params_bytes = PARAMS_HEADER_BYTES + rest.params.len() * PARAM_BYTES;
-    let around = 4 * HEADER_BYTES + TSC_BYTES + params_bytes;
+    let model_bytes =
+        rest.device_model.map_or(0, |model| HEADER_BYTES + model.len().next_multiple_of(super::ALIGN_BYTES));
+    let around = 4 * HEADER_BYTES + TSC_BYTES + params_bytes + model_bytes;
     // Up to 7 bytes of padding behind the context.
     let Some(most) = room.checked_sub(around + 7) else {
         return Err(RecordError::Room { needed: around + 7, room }.into());
@@ -151,8 +159,7 @@ pub fn write_epoch_state<E: From<RecordError>>(
     }
     writer.put(&header(HVM_CONTEXT, length));
     writer.at += length;
-    let padding = length.next_multiple_of(super::ALIGN_BYTES) - length;
-    writer.put(&[0; super::ALIGN_BYTES][..padding]);
+    writer.pad(length);
 
     writer.put(&header(HVM_PARAMS, params_bytes));
     writer.put(&u32::try_from(rest.params.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -160,6 +167,11 @@ pub fn write_epoch_state<E: From<RecordError>>(
     for param in rest.params {
         writer.put(&param.index.to_le_bytes());
         writer.put(&param.value.to_le_bytes());
+    }
+    if let Some(model) = rest.device_model {
+        writer.put(&header(DEVICE_MODEL, model.len()));
+        writer.put(model);
+        writer.pad(model.len());
     }
     writer.put(&header(END, 0));
     Ok(writer.at)
@@ -175,6 +187,12 @@ impl Writer<'_> {
         self.into[self.at..self.at + bytes.len()].copy_from_slice(bytes);
         self.at += bytes.len();
     }
+
+    /// Behind a body of this length.
+    fn pad(&mut self, body_bytes: usize) {
+        let padding = body_bytes.next_multiple_of(super::ALIGN_BYTES) - body_bytes;
+        self.put(&[0; super::ALIGN_BYTES][..padding]);
+    }
 }
 
 #[cfg(test)]
@@ -184,9 +202,9 @@ mod tests {
     use super::super::append;
     use super::*;
 
-    fn written(tsc: Tsc, context: &[u8], params: &[HvmParam], room: usize) -> Result<Vec<u8>, RecordError> {
+    fn written(rest: BesideContext<'_>, context: &[u8], room: usize) -> Result<Vec<u8>, RecordError> {
         let mut bytes = vec![0xee; room];
-        let length = write_epoch_state(&mut bytes, TscAndParams { tsc, params }, |into| {
+        let length = write_epoch_state(&mut bytes, rest, |into| {
             match into.get_mut(..context.len()) {
                 Some(place) => place.copy_from_slice(context),
                 None => return Err(RecordError::Room { needed: context.len(), room: into.len() }),
@@ -203,23 +221,28 @@ mod tests {
             context in prop::collection::vec(any::<u8>(), 0..100),
             params in prop::collection::vec((any::<u64>(), any::<u64>()), 0..16),
             numbers in any::<(u32, u32, u64, u32)>(),
+            model in prop::option::of(prop::collection::vec(any::<u8>(), 0..50)),
         ) {
             let tsc = Tsc { mode: numbers.0, khz: numbers.1, elapsed_ns: numbers.2, incarnation: numbers.3 };
             let params: Vec<_> = params.into_iter().map(|(index, value)| HvmParam { index, value }).collect();
             prop_assert_eq!(read_params(&params_body(&params)), Some(params.clone()));
-            let bytes = written(tsc, &context, &params, 1000).unwrap();
+            let device_model = model.as_deref();
+            let rest = BesideContext { tsc, params: &params, device_model };
+            let bytes = written(rest, &context, 1000).unwrap();
             let state = EpochState::read(&bytes).unwrap();
-            prop_assert_eq!(&state, &EpochState { tsc, context: &context, params: params.clone() });
+            prop_assert_eq!(&state, &EpochState { tsc, context: &context, params: params.clone(), device_model });
             // Too little room is an error, however little it is.
             for room in 0..bytes.len() {
-                prop_assert!(written(tsc, &context, &params, room).is_err());
+                prop_assert!(written(rest, &context, room).is_err());
             }
         }
     }
 
     #[test]
     fn what_is_missing_doubled_or_unknown_is_refused() {
-        let good = written(Tsc::default(), b"context", &[HvmParam { index: 1, value: 2 }], 500).unwrap();
+        let params = [HvmParam { index: 1, value: 2 }];
+        let rest = BesideContext { tsc: Tsc::default(), params: &params, device_model: None };
+        let good = written(rest, b"context", 500).unwrap();
         assert_eq!(EpochState::read(&good).unwrap().param(1), 2);
         assert_eq!(EpochState::read(&good).unwrap().param(7), 0);
         let records = |kinds: &[u32]| {
@@ -243,6 +266,9 @@ mod tests {
             let twice: Vec<u32> = all.into_iter().chain([left_out]).collect();
             assert!(matches!(EpochState::read(&records(&twice)), Err(RecordError::Count(_))));
         }
+        let models: Vec<u32> = all.into_iter().chain([DEVICE_MODEL, DEVICE_MODEL]).collect();
+        assert!(EpochState::read(&records(&models[..4])).unwrap().device_model.is_some());
+        assert!(matches!(EpochState::read(&records(&models)), Err(RecordError::Count(_))));
         let later: Vec<u32> = all.into_iter().chain([OPTIONAL | 0x99]).collect();
         assert!(EpochState::read(&records(&later)).is_ok());
         let unknown: Vec<u32> = all.into_iter().chain([0x99]).collect();

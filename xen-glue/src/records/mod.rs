@@ -3,7 +3,9 @@
 //! little-endian.
 //!
 //! **The state of an epoch** is, in this order: `X86_TSC_INFO`, `HVM_CONTEXT`, `HVM_PARAMS`, `END`;
-//! the records that end a checkpoint in Xen's own stream, with the same layouts. See [`EpochState`].
+//! the records that end a checkpoint in Xen's own stream, with the same layouts. A domain with a device
+//! model has one more in front of `END`, [`DEVICE_MODEL`], which libxc's stream does not have. See
+//! [`EpochState`].
 //!
 //! **What a standby is built from** travels in the handshake as text (see [`crate::machine`]): the
 //! configuration as libxl writes it, and the bodies of `X86_CPUID_POLICY`, `X86_MSR_POLICY` and
@@ -11,7 +13,7 @@
 
 mod epoch;
 
-pub use epoch::{EpochState, HvmParam, Tsc, TscAndParams, params_body, read_params, write_epoch_state};
+pub use epoch::{BesideContext, EpochState, HvmParam, Tsc, params_body, read_params, write_epoch_state};
 
 /// No more records.
 pub const END: u32 = 0x0;
@@ -29,6 +31,8 @@ pub const STATIC_DATA_END: u32 = 0x10;
 pub const X86_CPUID_POLICY: u32 = 0x11;
 /// Model-specific registers.
 pub const X86_MSR_POLICY: u32 = 0x12;
+/// Romulus's own: what a device model wrote at `xen-save-devices-state`. Xen counts its types from 0.
+pub const DEVICE_MODEL: u32 = 0x526f_0001;
 /// Set in the type of a record that may be skipped by who does not know it.
 pub const OPTIONAL: u32 = 0x8000_0000;
 

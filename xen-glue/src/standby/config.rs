@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::discover::config::Config;
+use crate::discover::hvm::{self, is_set};
 
 /// Behind a guest's name while its standby waits.
 pub const SUFFIX: &str = "--standby";
@@ -36,7 +37,8 @@ const NOT_A_PEERS: [&str; 15] = [
 /// What would be refused otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StandbyAllowances {
-    /// Disks, which are files and devices of this host by the primary's word.
+    /// Disks, and the kernel that an HVM domain's device model reads, which are files and devices of this
+    /// host by the primary's word.
     pub disks: bool,
 }
 
@@ -47,6 +49,8 @@ pub struct StandbyConfig {
     pub guest: String,
     /// The name until then.
     pub name: String,
+    /// Whether libxl starts a device model with it.
+    pub has_device_model: bool,
     /// The whole in JSON, as libxl reads it.
     pub json: String,
 }
@@ -61,14 +65,15 @@ impl StandbyConfig {
         let mut config: Value =
             serde_json::from_str(&Config::read(json)?.json).map_err(|error| error.to_string())?;
         check(config.as_object().ok_or("it is no object")?, may_have)?;
+        check_device_model(&config, may_have)?;
         let info = config.get_mut("c_info").and_then(Value::as_object_mut).ok_or("it has no c_info")?;
         let kind = info.get("type").and_then(Value::as_str).unwrap_or_default();
-        if kind != "pvh" {
+        if kind != "pvh" && kind != "hvm" {
             return Err(format!(
-                "it is of type {kind:?}: a standby can be built of PVH domains (type = \"pvh\"), which have no device \
-                 model"
+                "it is of type {kind:?}: a standby can be built of PVH and HVM domains (type = \"pvh\", \"hvm\")"
             ));
         }
+        let has_device_model = kind == "hvm";
         let guest = info.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
         if guest.is_empty() || guest.len() > MAX_NAME_BYTES || guest.contains(['/', '\0']) {
             return Err(format!("its name {guest:?} is none"));
@@ -77,19 +82,7 @@ impl StandbyConfig {
         info.insert("name".into(), name.clone().into());
         // The number that it has at the primary may be taken here.
         info.remove("domid");
-        Ok(Self { guest, name, json: config.to_string() })
-    }
-}
-
-/// Whether anything is said: not null, not `<default>`, not empty.
-fn is_set(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(set) => *set,
-        Value::Number(number) => number.as_i64() != Some(0),
-        Value::String(text) => !matches!(text.as_str(), "" | "<default>" | "False"),
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(map) => !map.is_empty(),
+        Ok(Self { guest, name, has_device_model, json: config.to_string() })
     }
 }
 
@@ -104,7 +97,8 @@ fn check(config: &Map<String, Value>, may_have: StandbyAllowances) -> Result<(),
     }
     if let Some(build) = info("b_info") {
         let says = |name: &str| build.get(name).is_some_and(is_set);
-        let refused = NOT_A_PEERS.iter().chain(&["type.hvm", "type.pv", "device_model_stubdomain"]);
+        let others: &[&str] = if is_hvm(config) { &["type.pvh"] } else { &["type.hvm"] };
+        let refused = NOT_A_PEERS.iter().chain(&["type.pv", "device_model_stubdomain"]).chain(others);
         if let Some(name) = refused.copied().find(|name| says(name)) {
             return Err(format!(
                 "its b_info sets {name}, and a peer may not say what runs here or which hardware is given away: leave it out"
@@ -131,6 +125,31 @@ fn check(config: &Map<String, Value>, may_have: StandbyAllowances) -> Result<(),
         }
     }
     Ok(())
+}
+
+fn is_hvm(config: &Map<String, Value>) -> bool {
+    config.get("c_info").is_some_and(|info| info["type"] == "hvm")
+}
+
+/// What the peer may not decide of a device model, which runs here as root.
+fn check_device_model(config: &Value, may_have: StandbyAllowances) -> Result<(), String> {
+    if !config.as_object().is_some_and(is_hvm) {
+        return Ok(());
+    }
+    let reasons = hvm::reasons(config);
+    if !reasons.is_empty() {
+        return Err(reasons.join("; "));
+    }
+    let build = &config["b_info"];
+    // A device model reads them when it starts, and its guest can read what it has read.
+    match ["kernel", "ramdisk"].into_iter().find(|name| is_set(&build[name]) && !may_have.disks) {
+        Some(name) => Err(format!(
+            "its {name} ({}) is a file of this host by the primary's word: say --allow-standby-disks here if its guest \
+             may have it",
+            build[name]
+        )),
+        None => Ok(()),
+    }
 }
 
 /// A script is named as xl looks for it: without a folder, or in the host's own one.
@@ -192,11 +211,41 @@ mod tests {
             (r#""b_info":{"extra":["-x"]}"#, "extra"),
             (r#""b_info":{"iomem":[{"start":1}]}"#, "iomem"),
             (r#""b_info":{"type.hvm":{"bios":"x"}}"#, "type.hvm"),
+            (r#""b_info":{"type.pv":{"kernel":"x"}}"#, "type.pv"),
             (r#""b_info":{"device_model_stubdomain":"True"}"#, "stubdomain"),
         ] {
             let why = of_guest(&with(rest)).unwrap_err();
             assert!(why.contains(word), "{rest}: {why}");
         }
+    }
+
+    fn hvm(build: &str, hvm: &str) -> String {
+        format!(
+            r#"{{"c_info":{{"type":"hvm","name":"vm"}},"b_info":{{{build}"type.hvm":{{"vga":{{"kind":"none"}}{hvm}}}}},
+            "nics":[{{"nictype":"vif","script":"vif-lab"}}]}}"#
+        )
+    }
+
+    #[test]
+    fn an_hvm_domain_is_taken_if_its_device_model_only_emulates() {
+        let config = of_guest(&hvm("", r#","bios":"seabios","serial":"pty""#)).unwrap();
+        assert!(config.has_device_model && config.json.contains("\"hvm\""));
+        assert!(!of_guest(&with(r#""nics":[]"#)).unwrap().has_device_model);
+        for (build, inner, word) in [
+            ("", r#","serial":"tcp::1""#, "serial"),
+            ("", r#","system_firmware":"/tmp/evil""#, "system_firmware"),
+            (r#""device_model":"/tmp/evil","#, "", "device_model"),
+            (r#""extra_hvm":["-x"],"#, "", "extra_hvm"),
+            (r#""type.pvh":{"pvshim":"True"},"#, "", "type.pvh"),
+            (r#""ramdisk":"/etc/shadow","#, "", "--allow-standby-disks"),
+            (r#""kernel":"/boot/vmlinuz","#, "", "--allow-standby-disks"),
+        ] {
+            let text = hvm(build, inner);
+            let why = of_guest(&text).unwrap_err();
+            assert!(why.contains(word), "{text}: {why}");
+        }
+        let may_have = StandbyAllowances { disks: true };
+        assert!(StandbyConfig::of_guest(&hvm(r#""kernel":"/boot/vmlinuz","#, ""), may_have).is_ok());
     }
 
     #[test]

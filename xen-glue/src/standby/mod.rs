@@ -11,6 +11,8 @@
 
 mod config;
 #[cfg(feature = "xen")]
+mod emulator;
+#[cfg(feature = "xen")]
 mod ready;
 mod stream;
 #[cfg(feature = "xen")]

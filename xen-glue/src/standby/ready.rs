@@ -7,6 +7,7 @@ use romulus_checkpoint::standby::CopyOnlyHomes;
 use romulus_transport::Memory;
 
 use super::config::{StandbyAllowances, StandbyConfig};
+use super::emulator::Emulator;
 use super::stream::empty_domain;
 use super::tool;
 use crate::claim::{Claim, Owner};
@@ -15,7 +16,7 @@ use crate::error::XenError;
 use crate::layout::FrameMap;
 use crate::library::{DomainInfo, TscInfo, param};
 use crate::machine::Machine;
-use crate::records::{EpochState, HvmParam, read_params};
+use crate::records::{EpochState, HvmParam, RecordError, read_params};
 
 const PAGE_BYTES: usize = romulus_checkpoint::PAGE_BYTES as usize;
 
@@ -31,6 +32,8 @@ pub(super) struct Ready {
     /// Its memory, one span a run of frames.
     memory: Vec<Memory>,
     kept: Vec<Extent>,
+    /// What emulates an HVM domain's devices; waits for a state.
+    emulator: Option<Emulator>,
 }
 
 impl Ready {
@@ -45,6 +48,10 @@ impl Ready {
             .map_err(|why| XenError::Refused(format!("the guest's configuration: {why}")))?;
         let params = read_params(&machine.params)
             .ok_or_else(|| XenError::Refused("the guest's parameters are not as they must be".into()))?;
+        if config.has_device_model != machine.device_model.is_some() {
+            let why = "its configuration and its state do not agree on whether it has a device model";
+            return Err(XenError::Refused(format!("the guest's description: {why}")));
+        }
         let kept = kept(&params, frames);
         if let Some(domid) = xen.by_name(&config.name)?
             && let Some(info) = xen.control.domain(domid)?
@@ -59,8 +66,11 @@ impl Ready {
         let domid = xen.by_name(&config.name)?.ok_or_else(|| {
             XenError::failed("building the standby", "xl has built it, and it is not there")
         })?;
-        let mut ready = Self { xen, config, domid, memory: Vec::new(), kept };
-        let rest = Claim::new(domid).take(&ready.xen.store).and_then(|_| ready.map(frames));
+        let mut ready = Self { xen, config, domid, memory: Vec::new(), kept, emulator: None };
+        let rest = Claim::new(domid)
+            .take(&ready.xen.store)
+            .and_then(|_| ready.replace_device_model())
+            .and_then(|()| ready.map(frames));
         if let Err(error) = rest {
             if let Err(error) = ready.destroy() {
                 tracing::warn!(domid, %error, "the standby that was half built is left behind");
@@ -68,6 +78,13 @@ impl Ready {
             return Err(error);
         }
         Ok(ready)
+    }
+
+    fn replace_device_model(&mut self) -> Result<(), XenError> {
+        if self.config.has_device_model {
+            self.emulator = Some(Emulator::of_domain(&self.xen, self.domid)?);
+        }
+        Ok(())
     }
 
     fn map(&mut self, frames: &FrameMap) -> Result<(), XenError> {
@@ -123,8 +140,17 @@ impl Ready {
         Ok(())
     }
 
-    /// Loads processors, devices and parameters; the domain stays paused. May be done again.
-    pub fn load(&self, state: &EpochState<'_>) -> Result<(), XenError> {
+    /// Loads processors, devices and parameters; the domain stays paused. May be done again, behind a
+    /// [`renew`](Self::renew).
+    pub fn load(&mut self, state: &EpochState<'_>) -> Result<(), XenError> {
+        match (&mut self.emulator, state.device_model) {
+            (Some(emulator), Some(bytes)) => emulator.take_state(bytes)?,
+            (None, None) => {}
+            (Some(_), None) => return Err(RecordError::Count("of the device model").into()),
+            (None, Some(_)) => {
+                return Err(XenError::failed("loading a state", "the standby has no device model for it"));
+            }
+        }
         let control = &self.xen.control;
         for index in SHARED_FRAMES {
             let (have, want) = (control.param(self.domid, index)?, state.param(index));
@@ -154,8 +180,14 @@ impl Ready {
         control.set_context(self.domid, state.context)
     }
 
+    /// Makes it ready for another [`load`](Self::load).
+    pub fn renew(&mut self) -> Result<(), XenError> {
+        self.emulator.as_mut().map_or(Ok(()), |emulator| emulator.renew(&self.xen))
+    }
+
     /// Lets it run.
-    pub fn run(&self) -> Result<(), XenError> {
+    pub fn run(&mut self) -> Result<(), XenError> {
+        self.emulator.as_mut().map_or(Ok(()), Emulator::run_on)?;
         self.xen.control.unpause(self.domid)
     }
 
@@ -168,7 +200,11 @@ impl Ready {
     /// Destroys it.
     pub fn destroy(&mut self) -> Result<(), XenError> {
         self.memory.clear();
-        crate::domain::destroy(&self.xen.control, self.domid)
+        let destroyed = crate::domain::destroy(&self.xen.control, self.domid);
+        if let Some(mut emulator) = self.emulator.take() {
+            emulator.bury();
+        }
+        destroyed
     }
 }
 

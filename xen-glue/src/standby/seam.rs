@@ -64,6 +64,10 @@ impl XenStandby {
         self.ready.as_ref().ok_or_else(|| XenError::failed("the standby", "none is prepared"))
     }
 
+    fn ready_mut(&mut self) -> Result<&mut Ready, XenError> {
+        self.ready.as_mut().ok_or_else(|| XenError::failed("the standby", "none is prepared"))
+    }
+
     fn build(&mut self, layout: &GuestLayout) -> Result<MachineIdentity, XenError> {
         let identity = self
             .guest
@@ -84,13 +88,12 @@ impl XenStandby {
 
     fn run(&mut self, state: &[u8]) -> Result<(), XenError> {
         let state = EpochState::read(state)?;
-        let ready = self.ready()?;
         let began = std::time::Instant::now();
-        ready.load(&state)?;
+        self.ready_mut()?.load(&state)?;
         let loaded = began.elapsed();
         self.may_have_run = true;
+        self.ready_mut()?.run()?;
         let ready = self.ready()?;
-        ready.run()?;
         tracing::info!(?loaded, ran = ?began.elapsed(), domid = ready.domid(), "the domain runs");
         let mut name = ready.names().guest.clone();
         if let Err(error) = ready.take_name() {
@@ -135,11 +138,12 @@ impl Standby for XenStandby {
     }
 
     fn trial(&mut self, state: &[u8]) -> Result<(), StandbyError> {
-        let load = || -> Result<(), XenError> {
+        let mut load = || -> Result<(), XenError> {
             let state = EpochState::read(state)?;
-            let ready = self.ready()?;
+            let ready = self.ready_mut()?;
             ready.check()?;
-            ready.load(&state)
+            ready.load(&state)?;
+            ready.renew()
         };
         load().map_err(|error| error.standby("trial load"))
     }

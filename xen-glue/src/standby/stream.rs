@@ -23,6 +23,10 @@ const LIBXL_MAGIC: &[u8; 8] = b"LibxlFmt";
 const LIBXL_VERSION: u32 = 2;
 /// The record of libxl behind which libxc's stream comes.
 const LIBXC_CONTEXT: u32 = 1;
+/// The record of libxl with a device model's state.
+const EMULATOR_CONTEXT: u32 = 3;
+/// Kind and number of the device model: upstream's QEMU, the first.
+const EMULATOR: [u8; 8] = [2, 0, 0, 0, 0, 0, 0, 0];
 /// `XENF`.
 const LIBXC_MAGIC: &[u8; 4] = b"XENF";
 const LIBXC_VERSION: u32 = 3;
@@ -55,9 +59,13 @@ pub fn empty_domain(config: &str, machine: &Machine, frames: &FrameMap) -> Vec<u
     file.extend_from_slice(&0u32.to_be_bytes());
     file.extend_from_slice(&header(LIBXC_CONTEXT, 0));
     // Records are padded from the beginning of their stream, wherever that is in the file.
-    let mut libxc = Vec::new();
+    let (mut libxc, mut libxl) = (Vec::new(), Vec::new());
     libxc_stream(&mut libxc, machine, frames);
     file.extend_from_slice(&libxc);
+    if let Some(model) = &machine.device_model {
+        append(&mut libxl, EMULATOR_CONTEXT, &[&EMULATOR, model.as_slice()].concat());
+    }
+    file.extend_from_slice(&libxl);
     file.extend_from_slice(&header(END, 0));
     file
 }
@@ -131,6 +139,7 @@ mod tests {
             cpuid: vec![1; 24 * 5],
             msrs: vec![2; 16],
             params: [1u32, 0].iter().flat_map(|n| n.to_le_bytes()).chain([7; 16]).collect(),
+            device_model: None,
         }
     }
 
@@ -177,6 +186,18 @@ mod tests {
         assert_eq!(kinds[3..], [HVM_CONTEXT, HVM_PARAMS]);
         let expected: Vec<u64> = frames.runs().iter().flat_map(|run| run.first..run.end()).collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_device_models_state_is_the_last_record_of_libxls_stream() {
+        let frames = FrameMap::new(vec![FrameRun { first: 0, frames: 1 }]);
+        let without = empty_domain("{}", &machine(), &frames);
+        let with = Machine { device_model: Some(b"QEVM state".to_vec()), ..machine() };
+        let with = empty_domain("{}", &with, &frames);
+        let (same, rest) = with.split_at(without.len() - 8);
+        assert_eq!(same, &without[..without.len() - 8]);
+        assert_eq!(&rest[..16], &[3, 0, 0, 0, 18, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&rest[16..], b"QEVM state\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     }
 
     #[test]
