@@ -4,6 +4,7 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -36,7 +37,7 @@ impl Guest {
         let host = network.as_ref().map(|network| network.host(Side::A));
         let qemu = instance::spawn(&mut command, host).expect("QEMU starts");
         let guest = Self { qemu, dir, network };
-        while !guest.qmp().exists() {
+        while UnixStream::connect(guest.qmp()).is_err() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         // So that everything but the privilege under test is there for everybody.

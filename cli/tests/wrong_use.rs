@@ -5,6 +5,7 @@ mod support;
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -237,7 +238,7 @@ fn a_guest_with_private_memory_and_a_disk() {
         .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
         .spawn()
         .expect("QEMU starts");
-    while !qmp.exists() {
+    while UnixStream::connect(&qmp).is_err() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let control = dir.path().join("protect.sock");

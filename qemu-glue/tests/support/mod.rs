@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test binary uses a part
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -137,7 +138,8 @@ impl Vm {
         let mut vm = Self { child, place, qmp, serial };
         eventually("QEMU opens its monitor", || {
             assert!(vm.child.try_wait().expect("a child").is_none(), "QEMU ended");
-            vm.qmp.exists().then_some(())
+            // The socket is there a moment before anybody listens on it.
+            UnixStream::connect(&vm.qmp).ok().map(drop)
         });
         vm
     }
