@@ -6,6 +6,7 @@
 //! free for libxl.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -45,17 +46,32 @@ fn socket(domid: u32) -> PathBuf {
     format!("/var/run/xen/qmp-libxenstat-{domid}").into()
 }
 
+fn unreached(domid: u32, error: QmpError) -> XenError {
+    XenError::failed(
+        format!("connecting to the device model of domain {domid} ({})", socket(domid).display()),
+        format!("{error}; is its QEMU alive, and is no other program connected to that socket?"),
+    )
+}
+
 impl DeviceModel {
     /// Connects to the device model of a domain.
     pub fn open(domid: u32) -> Result<Self, XenError> {
-        let path = socket(domid);
-        let client = Client::connect(&path, TIMEOUT).map_err(|error| {
-            XenError::failed(
-                format!("connecting to the device model of domain {domid} ({})", path.display()),
-                format!("{error}; is its QEMU alive, and is no other program connected to that socket?"),
-            )
-        })?;
+        let client = Client::connect(&socket(domid), TIMEOUT).map_err(|error| unreached(domid, error))?;
         Self::over(domid, client)
+    }
+
+    /// The same; `None` if nobody listens there, since its process has ended.
+    pub fn open_if_alive(domid: u32) -> Result<Option<Self>, XenError> {
+        match Client::connect(&socket(domid), TIMEOUT) {
+            Ok(client) => Self::over(domid, client).map(Some),
+            Err(QmpError::Io(error))
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+            {
+                tracing::error!(domid, "the domain's device model is gone");
+                Ok(None)
+            }
+            Err(error) => Err(unreached(domid, error)),
+        }
     }
 
     fn over(domid: u32, client: Client) -> Result<Self, XenError> {
@@ -137,13 +153,15 @@ impl DeviceModel {
         Ok(state)
     }
 
-    /// Whether it tells the hypervisor of each page that it writes.
+    /// Whether it tells the hypervisor of each page that it writes. One that has ended tells of none.
     pub fn tell_writes(&mut self, tell: bool) -> Result<(), XenError> {
         // A QEMU that is told to end what it does not do aborts, and to begin what it does is harmless.
         let steps: &[bool] = if tell { &[true] } else { &[true, false] };
         for enable in steps {
-            let outcome = self.client.execute(LOG, json!({"enable": enable}));
-            outcome.map_err(|error| self.failed("logging the writes of", error))?;
+            match self.client.execute(LOG, json!({"enable": enable})) {
+                Err(QmpError::Closed) if !tell => return Ok(()),
+                outcome => outcome.map_err(|error| self.failed("logging the writes of", error))?,
+            };
         }
         Ok(())
     }
@@ -207,6 +225,10 @@ impl DeviceModel {
             QmpError::Closed => XenError::Refused(format!(
                 "the device model of domain {domid} is gone (its QEMU ended), and the domain cannot be protected \
                  without it: see /var/log/xen/qemu-dm-NAME.log, and start the domain anew"
+            )),
+            // Tried again it would hold the guest up for as long again.
+            QmpError::Timeout { .. } => XenError::Refused(format!(
+                "{what} the device model of domain {domid}: {error}: see what its QEMU is at, and protect the domain again"
             )),
             error => XenError::failed(format!("{what} the device model of domain {domid}"), error),
         }

@@ -89,7 +89,7 @@ impl XenHandle {
                 )));
             }
             // Nothing is left: what logs its writes now would be somebody else's.
-            Owner::Nobody if !suspended => return Ok(false),
+            Owner::Nobody if !suspended => return self.run_device_model().map(|()| false),
             Owner::Nobody | Owner::Dead => {}
         }
         self.resume_if_paused()?;
@@ -97,10 +97,15 @@ impl XenHandle {
         Ok(suspended)
     }
 
-    /// The device model of a domain that has one.
+    /// The device model of a domain that has one, if it lives.
     fn device_model(&self) -> Result<Option<DeviceModel>, XenError> {
         let kind = self.xen.store.read(&format!("/libxl/{}/type", self.domid))?;
-        (kind.as_deref() == Some("hvm")).then(|| DeviceModel::open(self.domid)).transpose()
+        if kind.as_deref() == Some("hvm") { DeviceModel::open_if_alive(self.domid) } else { Ok(None) }
+    }
+
+    /// Lets its device model run on, if it has one; ok if it runs already.
+    fn run_device_model(&self) -> Result<(), XenError> {
+        self.device_model()?.map_or(Ok(()), |mut model| model.run_on())
     }
 
     /// Whether its device model runs; `None`: it has none.
@@ -153,8 +158,7 @@ impl XenHandle {
         loop {
             let Some(info) = self.info()? else { return Err(XenError::Gone { domid: self.domid }) };
             if info.shutdown == Some(Shutdown::Suspend) {
-                let model =
-                    self.device_model().and_then(|model| model.map_or(Ok(()), |mut model| model.run_on()));
+                let model = self.run_device_model();
                 self.xen.control.resume_fast(self.domid)?;
                 self.settled = true;
                 model?;
@@ -172,8 +176,11 @@ impl XenHandle {
         if !self.take()? {
             return Ok(());
         }
-        let model =
-            self.device_model().and_then(|model| model.map_or(Ok(()), |mut model| model.tell_writes(false)));
+        // It may be stopped under a domain that runs, where an earlier attempt could not reach it.
+        let model = self.run_device_model().and_then(|()| match self.device_model()? {
+            Some(mut model) => model.tell_writes(false),
+            None => Ok(()),
+        });
         let logged = crate::guest::end_log(&self.xen, self.domid).and(model);
         let told = self.xen.control.tell_suspension(self.domid, 0);
         if !self.settled {

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
 use serde_json::{Value, json};
 
 use super::line::{self, Event, Line, MigrationStatus, Reply};
@@ -19,6 +22,8 @@ use super::{MAX_LINE_BYTES, QmpError};
 const ID_WIDTH: usize = 20;
 /// Events kept for [`Client::next_event`]; the oldest are dropped beyond.
 const MAX_EVENTS: usize = 1024;
+/// How often a full line in front of a monitor is looked at.
+const LINE_POLL: Duration = Duration::from_millis(5);
 /// Answers kept for tickets not yet waited for.
 const MAX_REPLIES: usize = 64;
 
@@ -78,11 +83,31 @@ pub struct Client {
     timeout: Duration,
 }
 
+/// A monitor that serves somebody lets others wait in a line, and connecting does not return while that
+/// is full.
+fn connect_within(path: &Path, timeout: Duration) -> Result<UnixStream, QmpError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(std::io::Error::from)?;
+    let address = SocketAddrUnix::new(path).map_err(std::io::Error::from)?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(socket.into()),
+            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(LINE_POLL),
+            Err(Errno::AGAIN) => {
+                return Err(QmpError::Timeout { what: "a connection".into(), waited: timeout });
+            }
+            Err(error) => return Err(std::io::Error::from(error).into()),
+        }
+    }
+}
+
 impl Client {
-    /// Connects to the socket at `path` and negotiates. `timeout` holds for the greeting and for
-    /// each later command.
+    /// Connects to the socket at `path` and negotiates. `timeout` holds for the connection, for the
+    /// greeting and for each later command.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, QmpError> {
-        Self::over(UnixStream::connect(path)?, path, timeout)
+        Self::over(connect_within(path, timeout)?, path, timeout)
     }
 
     /// As [`connect`](Self::connect), over a socket that is already connected.
@@ -405,5 +430,27 @@ fn wait_for(fd: impl AsFd, flags: PollFlags, deadline: Instant) -> Result<bool, 
             Ok(_) => return Ok(true),
             Err(errno) => return Err(errno),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_whose_line_is_full_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("monitor");
+        let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)
+            .expect("a socket that listens");
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        // Nobody accepts: the first ones stand in the line, without a greeting.
+        let waits_for = || match Client::connect(&path, Duration::from_millis(20)) {
+            Err(QmpError::Timeout { what, .. }) => what,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(waits_for(), "the greeting");
+        assert!((0..9).any(|_| waits_for() == "a connection"));
     }
 }

@@ -23,8 +23,8 @@ const HARDWARE: [&str; 17] = [
     "boot",
     "rdm",
 ];
-/// Screens that a device model offers to people.
-const SCREENS: [&str; 3] = ["vnc", "sdl", "spice"];
+/// Screens that a device model offers when it is told to.
+const SCREENS: [&str; 2] = ["sdl", "spice"];
 
 /// Whether anything is said: not null, not `<default>`, not empty.
 pub fn is_set(value: &Value) -> bool {
@@ -60,6 +60,11 @@ pub fn reasons(config: &Value) -> Vec<String> {
             ));
         }
     }
+    for name in ["device_model", "extra", "extra_hvm"] {
+        if is_set(&build[name]) {
+            reasons.push(format!("its device model has words of its own ({name}): leave {name} out"));
+        }
+    }
     let none = Map::new();
     let hvm = build["type.hvm"].as_object().unwrap_or(&none);
     // xl writes down what it chose itself.
@@ -70,8 +75,22 @@ pub fn reasons(config: &Value) -> Vec<String> {
                 .into(),
         );
     }
-    for (name, value) in hvm.iter().filter(|(name, value)| is_set(value) && name.as_str() != "vga") {
+    // libxl's default is a screen on a port.
+    if !hvm.get("vnc").is_some_and(|vnc| vnc["enable"] == "False" || vnc["enable"] == false) {
+        reasons.push("its device model offers a screen (vnc): vnc = 0".into());
+    }
+    for (name, value) in
+        hvm.iter().filter(|(name, value)| is_set(value) && !["vga", "vnc"].contains(&name.as_str()))
+    {
         match name.as_str() {
+            // It becomes part of a QEMU's words.
+            "boot"
+                if !value
+                    .as_str()
+                    .is_some_and(|order| order.bytes().all(|byte| byte.is_ascii_lowercase())) =>
+            {
+                reasons.push(format!("its boot order {value} is no list of letters: boot = \"c\""));
+            }
             name if HARDWARE.contains(&name) && !(value.is_array() || name != "rdm" && value.is_object()) => {
                 if name == "rdm" && is_set(&value["strategy"]) {
                     reasons.push(
@@ -90,6 +109,14 @@ pub fn reasons(config: &Value) -> Vec<String> {
                 "its setting {name} = {value} is not among those that a standby can be given: leave it out"
             )),
         }
+    }
+    let disks = config["disks"].as_array().map_or(&[][..], Vec::as_slice);
+    for disk in disks.iter().filter(|disk| !is_set(&disk["is_cdrom"]) && disk["backend"] != "phy") {
+        reasons.push(format!(
+            "its disk {} is served by the device model, and would not come back with another: a block device (phy:) or \
+             a compact disc",
+            disk["pdev_path"]
+        ));
     }
     let cards = config["nics"].as_array().map_or(&[][..], Vec::as_slice);
     if cards.iter().any(|card| card["nictype"] != "vif") {
@@ -151,7 +178,20 @@ mod tests {
         for cards in [json!([{"nictype": "vif_ioemu"}]), json!([{"nictype": "vif"}, {}])] {
             assert!(why(|config| config["nics"] = cards).contains("type=vif"));
         }
-        assert!(hvm("vnc", json!({"enable": "True"})).contains("vnc = 0"));
+        for screen in [
+            json!({"enable": "True"}),
+            json!({"enable": "<default>"}),
+            json!({"listen": "unix:/x"}),
+            json!({}),
+        ] {
+            assert!(hvm("vnc", screen).contains("vnc = 0"));
+        }
+        assert!(hvm("sdl", json!({"enable": "True"})).contains("sdl = 0"));
+        for disks in [json!([{"pdev_path": "/a.img", "backend": "qdisk"}]), json!([{"pdev_path": "/a.img"}])]
+        {
+            assert!(why(|config| config["disks"] = disks).contains("/a.img"));
+        }
+        assert_eq!(why(|config| config["disks"] = json!([{"is_cdrom": 1}, {"backend": "phy"}])), "");
         assert!(hvm("usb", json!("True")).contains("usb"));
         assert!(hvm("usbdevice_list", json!(["host:1"])).contains("usbdevice_list"));
         assert!(hvm("gfx_passthru", json!("True")).contains("gfx_passthru"));
@@ -170,7 +210,12 @@ mod tests {
             assert!(hvm(name, json!(["/tmp/evil"])).contains(name), "{name}");
             assert!(hvm(name, json!("/tmp/evil")).contains(name), "{name}");
         }
-        assert!(hvm("boot", json!(["c"])).contains("boot"), "only plain words");
+        for order in [json!(["c"]), json!("c,splash=/etc/shadow")] {
+            assert!(hvm("boot", order).contains("boot"), "only letters");
+        }
+        for name in ["device_model", "extra", "extra_hvm"] {
+            assert!(why(|config| config["b_info"][name] = json!(["-device", "x"])).contains(name));
+        }
         assert!(hvm("bios", json!({"x": 1})).contains("bios"), "only plain words");
     }
 }

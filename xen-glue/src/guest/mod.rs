@@ -118,7 +118,10 @@ impl XenGuest {
             let model = self.device_model.as_mut().map_or(Ok(()), DeviceModel::run_on);
             self.xen.control.resume_fast(self.domid)?;
             self.suspended = false;
-            model?;
+            if let Err(error) = model {
+                // The next pause meets it again, and ends protection in order.
+                tracing::error!(%error, domid = self.domid, "the domain runs, and its device model does not");
+            }
             if self.store_told.elapsed() >= TELL_STORE_EVERY {
                 self.tell_store();
             }
@@ -133,7 +136,13 @@ impl XenGuest {
         if self.is_gone() {
             return Ok(());
         }
-        let model = self.device_model.as_mut().map_or(Ok(()), |model| model.tell_writes(false));
+        let model = self.device_model.as_mut().map_or(Ok(()), |model| {
+            // An earlier attempt may not have reached it.
+            if !self.stays_paused {
+                model.run_on()?;
+            }
+            model.tell_writes(false)
+        });
         let (logged, told) = (tracking.log.stop(), tracking.suspender.stop());
         self.tell_store();
         self.put_back(logged.and(model), told)

@@ -221,7 +221,8 @@ mod tests {
 
     fn hvm(build: &str, hvm: &str) -> String {
         format!(
-            r#"{{"c_info":{{"type":"hvm","name":"vm"}},"b_info":{{{build}"type.hvm":{{"vga":{{"kind":"none"}}{hvm}}}}},
+            r#"{{"c_info":{{"type":"hvm","name":"vm"}},"b_info":{{{build}"type.hvm":{{"vga":{{"kind":"none"}},
+            "vnc":{{"enable":"False"}}{hvm}}}}},
             "nics":[{{"nictype":"vif","script":"vif-lab"}}]}}"#
         )
     }

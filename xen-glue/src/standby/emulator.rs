@@ -33,6 +33,8 @@ pub(super) struct Emulator {
     words: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     log: Option<File>,
+    /// It was given a state, and takes no other.
+    used: bool,
 }
 
 impl Emulator {
@@ -49,14 +51,33 @@ impl Emulator {
         // Where libxl lets it write to.
         let log = OpenOptions::new().append(true).open(format!("/proc/{pid}/fd/2")).ok();
         let model = DeviceModel::open(domid)?;
-        let mut emulator = Self { domid, model, pid, child: None, words, environment, log };
+        let mut emulator = Self { domid, model, pid, child: None, words, environment, log, used: false };
         emulator.renew(xen)?;
         Ok(emulator)
     }
 
-    /// Gives it a state; it stays stopped.
-    pub fn take_state(&mut self, state: &[u8]) -> Result<(), XenError> {
+    /// Gives it a state; it stays stopped. One that a failed attempt has used makes way for another.
+    pub fn take_state(&mut self, xen: &Xen, state: &[u8]) -> Result<(), XenError> {
+        if self.used {
+            self.renew(xen)?;
+        }
+        self.used = true;
         self.model.take_state(state)
+    }
+
+    /// Fails if it has ended by itself. Another could not take its place: what it had asked of the
+    /// hypervisor is still there.
+    pub fn check(&mut self) -> Result<(), XenError> {
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => {
+                let what = format!("looking after the device model of domain {}", self.domid);
+                Err(XenError::failed(
+                    what,
+                    format!("it ended with {status}; see /var/log/xen/qemu-dm-NAME.log"),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Lets it run.
@@ -85,10 +106,21 @@ impl Emulator {
             .process_group(0)
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
-        // xl ends it by this when it destroys the domain.
         self.pid = child.id();
+        self.child = Some(child);
+        let known = self.make_known(xen);
+        if known.is_err() {
+            self.bury();
+        }
+        known
+    }
+
+    /// Tells xenstore of one that was just started, and waits until it answers.
+    fn make_known(&mut self, xen: &Xen) -> Result<(), XenError> {
+        // xl ends it by this when it destroys the domain.
         xen.store.write(&pid_node(self.domid), &self.pid.to_string())?;
-        self.model = until_it_answers(self.domid, self.child.insert(child))?;
+        self.model = until_it_answers(self.domid, self.child.as_mut())?;
+        self.used = false;
         if let Some(terminal) = self.model.terminal()? {
             xen.store.write(&format!("/local/domain/{}/serial/0/tty", self.domid), &terminal)?;
         }
@@ -125,10 +157,10 @@ impl Emulator {
 }
 
 /// Connects to a device model that was just started.
-fn until_it_answers(domid: u32, child: &mut Child) -> Result<DeviceModel, XenError> {
+fn until_it_answers(domid: u32, mut child: Option<&mut Child>) -> Result<DeviceModel, XenError> {
     let deadline = Instant::now() + LIMIT;
     loop {
-        if let Ok(Some(status)) = child.try_wait() {
+        if let Some(Ok(Some(status))) = child.as_mut().map(|child| child.try_wait()) {
             let why = format!("it ended with {status}; see /var/log/xen/qemu-dm-NAME.log");
             return Err(XenError::failed(format!("starting a device model for domain {domid}"), why));
         }

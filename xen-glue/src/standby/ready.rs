@@ -122,7 +122,7 @@ impl Ready {
     }
 
     /// Whether it still waits. Where nobody can tell, it does: the image is in its memory.
-    pub fn check(&self) -> Result<(), XenError> {
+    pub fn check(&mut self) -> Result<(), XenError> {
         let info = match self.xen.control.domain(self.domid) {
             Ok(info) => info.ok_or(XenError::Gone { domid: self.domid })?,
             Err(error) => {
@@ -137,14 +137,14 @@ impl Ready {
             let why = format!("domain {} ({}) is not paused any more", self.domid, self.config.name);
             return Err(XenError::failed("looking after the standby", why));
         }
-        Ok(())
+        self.emulator.as_mut().map_or(Ok(()), Emulator::check)
     }
 
     /// Loads processors, devices and parameters; the domain stays paused. May be done again, behind a
     /// [`renew`](Self::renew).
     pub fn load(&mut self, state: &EpochState<'_>) -> Result<(), XenError> {
         match (&mut self.emulator, state.device_model) {
-            (Some(emulator), Some(bytes)) => emulator.take_state(bytes)?,
+            (Some(emulator), Some(bytes)) => emulator.take_state(&self.xen, bytes)?,
             (None, None) => {}
             (Some(_), None) => return Err(RecordError::Count("of the device model").into()),
             (None, Some(_)) => {

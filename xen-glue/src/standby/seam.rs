@@ -149,7 +149,7 @@ impl Standby for XenStandby {
     }
 
     fn check(&mut self) -> Result<(), StandbyError> {
-        self.ready().and_then(Ready::check).map_err(|error| error.standby("looking after the standby"))
+        self.ready_mut().and_then(Ready::check).map_err(|error| error.standby("looking after the standby"))
     }
 
     fn activate(&mut self, state: &[u8]) -> Result<(), StandbyError> {
