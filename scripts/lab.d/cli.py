@@ -71,6 +71,7 @@ def parse():
         sub.add_argument("--memory", type=int, metavar="MIB", help="memory of each host (1024; xen: 2048, half of it for dom0)")
         sub.add_argument("--cpus", type=int, choices=range(1, 9), metavar="N", help="of each host (qemu: 2; xen: 1; uml has 1)")
         sub.add_argument("--mtu", type=int, default=4500, metavar="BYTES", help="of the hosts' network (4500)")
+        sub.add_argument("--link", choices=["bridge", "cable"], default="bridge", help="between two hosts of kind uml: a bridge that this machine is on too, or a cable, which is faster (bridge)")
         sub.add_argument("--timeout", type=float, default=timeout_s, metavar="S", help=f"for all, booting included; 0 for none ({timeout_s})")
         sub.add_argument("--name", help="of the lab, to find it by (lab-PID)")
         sub.add_argument("--share", action="append", default=[], metavar="FOLDER", help="one more folder that hosts may write to")
@@ -104,6 +105,8 @@ def parse():
             parser.error(f"--cpus {arguments.cpus}: user-mode Linux has one")
         if not 1280 <= arguments.mtu <= 9000:
             parser.error(f"--mtu {arguments.mtu}: from 1280 (IPv6 needs them) to 9000")
+        if arguments.link == "cable" and (arguments.kind, arguments.hosts) != ("uml", 2):
+            parser.error("--link cable: it joins two hosts of kind uml (--kind uml --hosts 2)")
         if arguments.timeout < 0:
             parser.error(f"--timeout {arguments.timeout:g}: 0 for none, or more")
     if arguments.verb == "shell" and arguments.host > arguments.hosts:

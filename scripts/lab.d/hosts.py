@@ -117,7 +117,7 @@ class Host:
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=console,
-                    pass_fds=list(theirs.values()),
+                    pass_fds=[*theirs.values(), *([self.cable_end().fileno()] if self.lab.cable else [])],
                     env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": self.folder, "HOME": self.folder},
                     start_new_session=True,
                 )
@@ -126,6 +126,10 @@ class Host:
         for descriptor in theirs.values():
             os.close(descriptor)
         return channels
+
+    def cable_end(self):
+        """What this host's network card is plugged into."""
+        return self.lab.cable[self.number - 1]
 
     def kill(self):
         """The death of the host: kill -9 of all its processes. Nothing is flushed."""
@@ -181,10 +185,11 @@ def uml(host, theirs):
     if host.terminal:
         words.append(f"ssl4=fd:{theirs['terminal']}")
     if host.lab.networked:
-        words.append(
-            f"vec0:transport=tap,ifname={namespace.tap(host.number)},mtu={host.lab.mtu},"
-            f"mac={mac(host.number)}"
-        )
+        if host.lab.cable:
+            link = f"transport=fd,fd={host.cable_end().fileno()}"
+        else:
+            link = f"transport=tap,ifname={namespace.tap(host.number)}"
+        words.append(f"vec0:{link},mtu={host.lab.mtu},mac={mac(host.number)}")
     return words + ["--", host.settings()]
 
 

@@ -55,6 +55,8 @@ class Lab:
         self.name = arguments.name or f"lab-{os.getpid()}"
         # Domains are reached over the network also where their host is the only one.
         self.networked = self.hosts > 1 or self.kind == "xen"
+        self.has_cable = arguments.link == "cable"
+        self.cable = ()  # its ends
         self.interface = {"uml": "vec0", "qemu": "eth0", "xen": "xenbr0"}[self.kind] if self.networked else "dummy0"
         self.instance = hosts.KINDS[self.kind]
         self.shares = arguments.share
@@ -78,7 +80,9 @@ class Lab:
             keeper = namespace.enter()
             try:
                 namespace.mount_work(self.work, self.hosts * (self.memory_mib + 64))
-                if self.networked:
+                if self.has_cable:
+                    self.cable = namespace.build_cable()
+                elif self.networked:
                     namespace.build_network(self.hosts, self.mtu, hosts.address(hosts.OUTSIDE))
                 self.start()
                 return self.attend()
@@ -152,6 +156,10 @@ class Lab:
         host.process.wait()
         host.ended_by_itself = not host.killed and not self.over
         host.ended = True
+        if self.has_cable and not self.over:
+            # What is still sent to a dead host vanishes, as it would on a bridge.
+            end = host.cable_end()
+            self.selector.register(end, selectors.EVENT_READ, lambda: end.recv(65536))
 
     def attend(self):
         """Until every command has ended, a host has died by itself, or the time is over."""
@@ -169,6 +177,9 @@ class Lab:
             host.kill()
         if self.shell:
             self.shell.detach(self.selector)
+        for host in self.members:
+            if self.has_cable and host.cable_end() in self.selector.get_map():
+                self.selector.unregister(host.cable_end())
         while len(self.selector.get_map()) > 1 and self.step(5):
             pass  # the rest of their output; the control socket stays
         return self.verdict(cut_short, timed_out)
@@ -199,6 +210,8 @@ class Lab:
             states = ", ".join(f"host {host.number} {self.state(host)}" for host in self.members)
             return f"ok {self.kind}, {states}"
         if words == ["process"]:
+            if self.has_cable:
+                return "error its hosts are joined by a cable, which this machine is not on: run it with --link bridge"
             if not self.networked:
                 return "error its host has no network: that is so for a single host of kind uml or qemu"
             return f"ok {os.getpid()}"

@@ -3,12 +3,14 @@ of it away when the lab's process ends, however it ends."""
 
 import ctypes
 import os
+import socket
 import subprocess
 
 from registry import LabError
 
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 BRIDGE = "lab0"
+SO_SNDBUFFORCE = 32  # socket has no name for it
 
 
 def run(*words):
@@ -39,6 +41,19 @@ def mount_work(folder, memory_mib):
     """A memory file system that is seen only in the lab: the hosts' memory, settings, logs."""
     os.mkdir(folder)
     run("mount", "-t", "tmpfs", "-o", f"size={memory_mib}m,mode=700", "romulus-lab", folder)
+
+
+CABLE_BYTES = 1 << 20  # on their way, in each direction
+
+
+def build_cable():
+    """A cable's two ends: what is sent into one is read from the other, packet by packet. A full cable
+    holds the sender up and loses nothing."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, CABLE_BYTES)
+    return ends
 
 
 def tap(number):
