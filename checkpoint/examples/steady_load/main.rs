@@ -11,7 +11,7 @@
 //! epoch the guest writes exactly `--epoch-mib` different pages, scattered over twice as many
 //! (`hot`) or new ones each time (`sequential`), and is paused only when it has. The plain program
 //! runs with the system's congestion control, as a program that sets nothing has it, and with the
-//! fabric's. The ratios are what counts: absolute figures of a shared machine vary.
+//! fabric's; with that also from and to scattered pages, as replication does. The ratios are what counts: absolute figures of a shared machine vary.
 
 mod cpu;
 mod options;
@@ -41,7 +41,7 @@ use romulus_checkpoint::synthetic::{
 use romulus_transport::tcp::{TcpConfig, TcpFabric};
 use romulus_transport::{Fabric, Memory};
 
-use plain::Plain;
+use plain::{Places, Plain};
 
 /// Both drivers, protecting.
 struct Lab {
@@ -136,12 +136,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Plain sockets over populated memory, with the system's congestion control and the fabric's.
+/// Plain sockets over populated memory: with the system's congestion control, with the fabric's, and
+/// with that over scattered pages, as replication has them.
 struct PlainSteady {
     source: Memory,
     target: Memory,
     system: Vec<Plain>,
     alike: Vec<Plain>,
+    pages: Vec<Plain>,
 }
 
 impl PlainSteady {
@@ -151,14 +153,18 @@ impl PlainSteady {
             target: populated((4 * options.epoch_mib as usize) << 20),
             system: Vec::new(),
             alike: Vec::new(),
+            pages: Vec::new(),
         }
     }
 
     fn measure(&mut self, options: &Options) {
         let bytes = (options.seconds * GIB) as u64 / 2;
-        let one = |congestion| plain::measure(options.streams, congestion, &self.source, &self.target, bytes);
-        self.system.push(one(None));
-        self.alike.push(one(options.congestion_name()));
+        let one = |congestion, places| {
+            plain::measure(options.streams, congestion, places, &self.source, &self.target, bytes)
+        };
+        self.system.push(one(None, Places::Whole));
+        self.alike.push(one(options.congestion_name(), Places::Whole));
+        self.pages.push(one(options.congestion_name(), Places::Pages));
     }
 }
 
@@ -184,7 +190,7 @@ fn round(options: &Options, number: usize) -> [f64; 3] {
     let source = guest.memory()[0].clone();
     let plain_sync = {
         let fresh = anonymous_mapping(source.len_bytes()).expect("memory");
-        plain::measure(options.streams, None, &source, &fresh, source.len_bytes() as u64).rate
+        plain::measure(options.streams, None, Places::Whole, &source, &fresh, source.len_bytes() as u64).rate
     };
     let mut plain = PlainSteady::new(options);
     plain.measure(options);
@@ -204,10 +210,11 @@ fn round(options: &Options, number: usize) -> [f64; 3] {
         sync / GIB,
         100.0 * sync / plain_sync
     );
-    let (system, alike) = (mean(&plain.system), mean(&plain.alike));
+    let (system, alike, pages) = (mean(&plain.system), mean(&plain.alike), mean(&plain.pages));
     println!(
         "round {number} steady: replication {:.2} GiB/s ({:.1} epochs/s of {} to {} pages, {:.0} ms CPU a GiB); \
-         plain {:.2} GiB/s ({:.0} ms CPU), {:.0} %; plain with {} {:.2} GiB/s ({:.0} ms CPU), {:.0} %",
+         plain {:.2} GiB/s ({:.0} ms CPU), {:.0} %; plain with {} {:.2} GiB/s ({:.0} ms CPU), {:.0} %, over scattered \
+         pages {:.2} GiB/s ({:.0} ms CPU), {:.0} %",
         steady.rate / GIB,
         steady.epochs_per_second,
         status.dirty_pages.p50,
@@ -220,6 +227,9 @@ fn round(options: &Options, number: usize) -> [f64; 3] {
         alike.0 / GIB,
         alike.1,
         100.0 * steady.rate / alike.0,
+        pages.0 / GIB,
+        pages.1,
+        100.0 * steady.rate / pages.0,
     );
     let us = |phase: Phase| status.metrics.phase(phase).p50;
     println!(

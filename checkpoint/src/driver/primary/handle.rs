@@ -110,11 +110,11 @@ impl PrimaryHandle {
         }
         loop {
             // Another handle may be the one that joins.
-            let seen = self.shared.wake_capture.seen();
+            let seen = self.shared.ended.seen();
             if let Some(outcome) = self.ended() {
                 return outcome;
             }
-            self.shared.wake_capture.wait(seen, LOOK);
+            self.shared.ended.wait(seen, LOOK);
         }
     }
 
@@ -122,12 +122,12 @@ impl PrimaryHandle {
     pub fn wait_for(&self, timeout: Duration) -> Option<PrimaryOutcome> {
         let begun = Instant::now();
         loop {
-            let seen = self.shared.wake_capture.seen();
+            let seen = self.shared.ended.seen();
             if self.ended().is_some() {
                 return Some(self.wait());
             }
             let left = timeout.checked_sub(begun.elapsed()).filter(|left| !left.is_zero())?;
-            self.shared.wake_capture.wait(seen, left.min(LOOK));
+            self.shared.ended.wait(seen, left.min(LOOK));
         }
     }
 

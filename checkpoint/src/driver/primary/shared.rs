@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use romulus_transport::{Fabric, Memory};
 
@@ -96,6 +97,8 @@ pub(super) struct Shared {
     pub wake_control: Signal,
     /// All threads are to end.
     pub over: AtomicBool,
+    /// Whoever waits for that. Not `wake_capture`: that one wakes for each message.
+    pub ended: Signal,
     pub outcome: Mutex<Option<PrimaryOutcome>>,
     pub questions: Mutex<Option<Sender<Question>>>,
     machine: Mutex<Machine>,
@@ -147,8 +150,9 @@ impl Shared {
             sync_total: AtomicU64::new(0),
             link: Mutex::new(None),
             wake_capture: Signal::new(spin),
-            wake_control: Signal::new(std::time::Duration::ZERO),
+            wake_control: Signal::new(Duration::ZERO),
             over: AtomicBool::new(false),
+            ended: Signal::new(Duration::ZERO),
             outcome: Mutex::new(None),
             questions: Mutex::new(Some(base.questions)),
             machine: Mutex::new(Machine { primary: base.primary, actions: Vec::with_capacity(ACTIONS) }),
@@ -276,7 +280,7 @@ impl Shared {
         }
     }
 
-    fn count_ack(&self, epoch: Epoch, commit_latency: std::time::Duration) {
+    fn count_ack(&self, epoch: Epoch, commit_latency: Duration) {
         let now = self.clock.now();
         self.metrics.count(Counter::EpochsCommitted, 1);
         self.metrics.record(Phase::CommitLatency, commit_latency);
@@ -345,6 +349,7 @@ impl Shared {
         self.wake_capture.notify();
         self.wake_control.notify();
         self.jobs.wake_sender.notify();
+        self.ended.notify();
     }
 
     /// Something that cannot be gone on from: all threads end, `capture` looks after the guest.
