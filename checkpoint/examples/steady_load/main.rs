@@ -70,9 +70,7 @@ fn start(options: &Options, guest: SyntheticGuest, guest_options: &SyntheticOpti
     driver.machine.low_water_spares = 2 * options.epoch_pages();
     driver.staging_bytes = options.staging_mib << 20;
     driver.copy_workers = options.copy_workers;
-    if !options.send_now {
-        driver.send_now_from_pages = u64::MAX;
-    }
+    driver.send_now_from_pages = Some(if options.send_now { 0 } else { u64::MAX });
     driver.capture = if options.direct { CaptureMode::Direct } else { CaptureMode::Staged };
     let parts = PrimaryParts::new(Box::new(guest), arbiter, fabric);
     let primary = PrimaryDriver::spawn(driver, parts).expect("the primary starts");

@@ -220,11 +220,11 @@ fn primary_options(
     options.copy_workers = case.copy_workers as usize;
     options.spin = fabric.spin();
     options.capture = match case.capture {
-        Capture::Staged | Capture::StagedAlone => CaptureMode::Staged,
+        Capture::Staged | Capture::SentNow => CaptureMode::Staged,
         Capture::Direct => CaptureMode::Direct,
     };
-    if case.capture == Capture::StagedAlone {
-        options.send_now_from_pages = u64::MAX;
+    if case.capture == Capture::SentNow {
+        options.send_now_from_pages = Some(0);
     }
     Ok(options)
 }

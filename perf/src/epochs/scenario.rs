@@ -75,11 +75,11 @@ choices! {
 choices! {
     /// How pages leave the guest.
     Capture {
-        /// Copied in the pause, sent after it; large epochs straight from the guest as far as the
-        /// fabric takes them at once.
+        /// Copied in the pause, sent meanwhile and after it; epochs too large for that as `sent_now`.
         Staged = "staged",
-        /// Copied in the pause, whatever their number.
-        StagedAlone = "staged_alone",
+        /// In the pause straight from the guest as far as the fabric takes them at once, and staged
+        /// beyond that.
+        SentNow = "sent_now",
         /// Sent from the guest's memory while it is paused.
         Direct = "direct",
     }

@@ -219,7 +219,7 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
         return Captured::Sent;
     }
     while tools.plan.pages_left() > 0 {
-        if placed.pages >= shared.options.send_now_from_pages && send_now(shared, tools, &placed) {
+        if placed.pages >= shared.send_now_from_pages() && send_now(shared, tools, &placed) {
             continue;
         }
         // Without one the connection is gone or was given up: nothing of this epoch will be sent. The

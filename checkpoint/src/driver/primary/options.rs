@@ -61,8 +61,10 @@ pub struct PrimaryOptions {
     pub staging_bytes: u64,
     /// With staged capture: epochs from this many pages on are sent straight from the paused guest's
     /// memory as far as the fabric takes it at once ([`romulus_transport::Endpoint::write_now`]), and
-    /// through staging beyond that. `u64::MAX`: never. Needs [`Guest::memory_registrable`].
-    pub send_now_from_pages: u64,
+    /// through staging beyond that. That saves a copy and lengthens the pause (sending takes longer than
+    /// copying), so `None` is: those of which staging does not hold `depth`. `u64::MAX`: never. Needs
+    /// [`Guest::memory_registrable`].
+    pub send_now_from_pages: Option<u64>,
     /// Threads that copy beside `capture`.
     pub copy_workers: usize,
     /// Epochs of fewer pages are copied by `capture` alone: waking others takes longer.
@@ -112,7 +114,7 @@ impl PrimaryOptions {
             copy_only_homes: false,
             capture: CaptureMode::Staged,
             staging_bytes: 64 << 20,
-            send_now_from_pages: 1024,
+            send_now_from_pages: None,
             copy_workers: 0,
             copy_workers_from_pages: 512,
             watermark: None,

@@ -12,8 +12,9 @@ use super::jobs::{Jobs, SlotMemory};
 use super::link::Link;
 use super::options::PrimaryOptions;
 use super::plan::Borders;
-use super::staging::Staging;
+use super::staging::{PIECE_BYTES, Staging};
 use super::status::{PrimaryOutcome, Refusal, SyncProgress, state_name};
+use crate::PAGE_BYTES;
 use crate::arbiter::{Arbiter, Record};
 use crate::driver::Clock;
 use crate::driver::journal::Journal;
@@ -335,6 +336,14 @@ impl Shared {
             Some(PrimaryOutcome::Failed(before)) => format!("{before}; {text}"),
             _ => text.to_owned(),
         }));
+    }
+
+    /// From how many pages on an epoch is sent from the paused guest's memory, as far as that goes.
+    pub fn send_now_from_pages(&self) -> u64 {
+        self.options.send_now_from_pages.unwrap_or_else(|| {
+            let staging_pages = self.staging.count() as u64 * PIECE_BYTES / PAGE_BYTES;
+            staging_pages / self.options.machine.depth + 1
+        })
     }
 
     /// Whether all threads are to end.
