@@ -1,32 +1,29 @@
 //! Scheduling priority of the threads that others wait for.
 
-/// Threads that a paused guest waits for: nothing else of the machine is to run before them.
-const PAUSING: [&str; 2] = ["capture", "copy"];
+/// Threads that work while the guest is paused: it waits for them whenever they wait for a core.
+const PAUSING: [&str; 3] = ["capture", "copy", "scan"];
 /// Threads that hold up a guest's clients or the other host's patience when they wait for a
 /// core. Threads that start processes are not among them: a child would inherit the priority.
 const URGENT: [&str; 5] = ["gate", "sender", "control", "committer", "rom-"];
 /// Niceness of urgent threads.
 const NICENESS: i32 = -10;
 
-/// Called by a thread at its start: one that a paused guest waits for runs ahead of all that is not
-/// real-time, an urgent one is preferred to others on a busy machine. Without the privilege for that
-/// each runs as others do.
+/// Called by a thread at its start: one that works in pauses runs ahead of all that is not
+/// real-time, an urgent one is preferred to others on a busy machine. Where real-time priority is not
+/// allowed, the former is an urgent one; without the privilege for that each runs as others do.
 pub fn started(thread: &str) {
     let is = |names: &[&str]| names.iter().any(|name| thread.starts_with(name));
-    let outcome = if is(&PAUSING) {
-        real_time().or_else(|_| nice())
-    } else if is(&URGENT) {
-        nice()
-    } else {
-        Ok(())
-    };
-    if let Err(error) = outcome {
+    if is(&PAUSING) {
+        match real_time() {
+            Ok(()) => return,
+            Err(error) => tracing::debug!("thread {thread} gets no real-time priority: {error}"),
+        }
+    }
+    if (is(&PAUSING) || is(&URGENT))
+        && let Err(error) = rustix::process::setpriority_process(None, NICENESS)
+    {
         tracing::debug!("thread {thread} keeps its usual priority: {error}");
     }
-}
-
-fn nice() -> std::io::Result<()> {
-    Ok(rustix::process::setpriority_process(None, NICENESS)?)
 }
 
 /// The lowest real-time priority, which what this thread starts does not inherit.

@@ -20,7 +20,10 @@ def stolen_s():
 
 def main():
     interval_s = float(sys.argv[1]) / 1e3
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError as error:
+        print(f"wakeups.py: no real-time priority ({error.strerror}), so it is as late as any process", file=sys.stderr)
     over = []
     signal.signal(signal.SIGTERM, lambda *_: over.append(True))
     wakeups = late = 0

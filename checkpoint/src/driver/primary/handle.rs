@@ -9,9 +9,6 @@ use super::status::{PhaseStatus, PrimaryOutcome, PrimaryStatus, SyncProgress, st
 use crate::driver::signal::lock;
 use crate::metrics::{Counter, Metrics, Phase, Quantity};
 
-/// How often a wait with a limit looks.
-const LOOK: Duration = Duration::from_millis(5);
-
 /// The phases of a pause, in order.
 const PAUSE_PHASES: [Phase; 7] =
     [Phase::Stop, Phase::Gate, Phase::State, Phase::Collect, Phase::Place, Phase::Copy, Phase::Resume];
@@ -114,7 +111,7 @@ impl PrimaryHandle {
             if let Some(outcome) = self.ended() {
                 return outcome;
             }
-            self.shared.ended.wait(seen, LOOK);
+            self.shared.ended.wait(seen, Duration::MAX);
         }
     }
 
@@ -127,7 +124,7 @@ impl PrimaryHandle {
                 return Some(self.wait());
             }
             let left = timeout.checked_sub(begun.elapsed()).filter(|left| !left.is_zero())?;
-            self.shared.ended.wait(seen, left.min(LOOK));
+            self.shared.ended.wait(seen, left);
         }
     }
 
