@@ -233,7 +233,8 @@ pub struct Bar {
 pub fn bars(title: &str, unit: &str, parts: &[&str], bars: &[Bar]) -> String {
     const ROW: f64 = 40.0;
     let height = 44.0 + ROW * bars.len() as f64;
-    let totals = bars.iter().map(|bar| bar.parts.iter().sum::<f64>());
+    // Of shares that come to a whole, but for what sums of fractions round to.
+    let totals = bars.iter().map(|bar| (bar.parts.iter().sum::<f64>() * 1e6).round() / 1e6);
     let x = Scale::of(totals, false, true, (LEFT / 4.0, WIDTH - 100.0));
     let mut svg =
         format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">\n", escape(title));

@@ -6,14 +6,15 @@ use super::scale::tick_text;
 use crate::results::{Label, Labels};
 
 /// What tells each of these from the others: the labels in which any two differ. Labels `case` and
-/// `run` alone, where they do that by themselves.
+/// `run` alone, where they do that by themselves and leave none without a name.
 pub fn distinguish(all: &[Labels]) -> Vec<String> {
     let names: BTreeSet<&String> = all.iter().flat_map(|labels| labels.0.keys()).collect();
     let differs = |name: &str| all.windows(2).any(|pair| pair[0].get(name) != pair[1].get(name));
     let mut telling: Vec<&str> = names.into_iter().map(String::as_str).filter(|name| differs(name)).collect();
     for enough in [&["case"][..], &["run", "case"]] {
         let names: BTreeSet<String> = all.iter().map(|labels| describe(labels, enough)).collect();
-        if enough.iter().all(|name| telling.contains(name)) && names.len() == all.len() {
+        let tells = names.len() == all.len() && !names.contains("");
+        if tells && enough.iter().all(|name| telling.contains(name)) {
             telling = enough.to_vec();
             break;
         }
@@ -132,6 +133,11 @@ mod tests {
             base.clone().with("case", "a").with("run", "y"),
         ];
         assert_eq!(distinguish(&runs), ["x", "y"]);
+        let nameless = [
+            base.clone().with("case", "only").with("run", "aims"),
+            base.clone().with("case", "a").with("run", "size"),
+        ];
+        assert_eq!(distinguish(&nameless), ["aims", "size, a"]);
         assert_eq!(describe_all(&cases[0]), "a, 100 dirty pages, tcp, guest of 8 GiB");
     }
 
