@@ -1,7 +1,9 @@
-//! The memory that a backup lends to a primary: files without a name on any file system, which a
-//! standby maps through `/proc/PID/fd/N` and which are gone when nobody maps them any more.
+//! The memory that a backup lends to a primary. Homes are files without a name on any file system, which
+//! a standby maps through `/proc/PID/fd/N` and which are gone when nobody maps them any more; spares
+//! are private and populated before they are needed.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use romulus_transport::Memory;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::available::available_bytes;
-use super::mapping::map_shared;
+use super::mapping::{map_shared, staging_populated_later};
 
 /// Allocates arenas from the memory of this host. The files of the latest arena stay open, and so
 /// reachable by path, until the next one is allocated or this is dropped.
@@ -55,7 +57,11 @@ impl ArenaProvider for HostArenas {
             homes.push(Arc::new(file));
             regions.push(ImageRegion { name: region.name.clone(), path, memory });
         }
-        let (_, spares) = allocate("spares", shape.spares * PAGE_BYTES)?;
+        let spares_bytes = shape.spares * PAGE_BYTES;
+        let spares = usize::try_from(spares_bytes)
+            .map_err(io::Error::other)
+            .and_then(staging_populated_later)
+            .map_err(|error| not_allocated("spares", spares_bytes, &error))?;
         let (_, slots) = allocate("slots", shape.slots * shape.slot_bytes)?;
         self.homes = homes;
         Ok(BackupArena { regions, spares, slots })
@@ -68,14 +74,17 @@ fn arena_bytes(shape: &ArenaShape) -> Option<u64> {
     frames.checked_add(shape.slots.checked_mul(shape.slot_bytes)?)
 }
 
+fn not_allocated(name: &str, len_bytes: u64, error: &io::Error) -> ArenaError {
+    ArenaError::NoRoom(format!("allocating {} MiB for {name}: {error}", len_bytes >> 20))
+}
+
 fn allocate(name: &str, len_bytes: u64) -> Result<(File, Memory), ArenaError> {
-    let failed =
-        |e: std::io::Error| ArenaError::NoRoom(format!("allocating {} MiB for {name}: {e}", len_bytes >> 20));
+    let failed = |error: io::Error| not_allocated(name, len_bytes, &error);
     let file = File::from(
-        memfd_create("romulus-arena", MemfdFlags::CLOEXEC).map_err(std::io::Error::from).map_err(failed)?,
+        memfd_create("romulus-arena", MemfdFlags::CLOEXEC).map_err(io::Error::from).map_err(failed)?,
     );
     file.set_len(len_bytes).map_err(failed)?;
-    let len = usize::try_from(len_bytes).map_err(|e| failed(std::io::Error::other(e)))?;
+    let len = usize::try_from(len_bytes).map_err(|error| failed(io::Error::other(error)))?;
     let memory = map_shared(&file, len).map_err(failed)?;
     Ok((file, memory))
 }

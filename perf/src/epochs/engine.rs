@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use romulus_checkpoint::arbiter::none::{AutomaticMoves, NoArbiter};
 use romulus_checkpoint::driver::backup::{
-    BackupDriver, BackupHandle, BackupOptions, BackupParts, InProcessArenas,
+    ArenaProvider, BackupDriver, BackupHandle, BackupOptions, BackupParts, InProcessArenas,
 };
 use romulus_checkpoint::driver::primary::{
     CaptureMode, PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryOutcome, PrimaryParts, PrimaryStatus,
 };
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::synthetic::{SyntheticGuest, SyntheticGuestControl};
+use romulus_host::memory::HostArenas;
 use romulus_transport::Memory;
 
 use super::case::Case;
@@ -99,7 +100,11 @@ impl Engine {
         driver.machine.suspect_after = SUSPECT_AFTER + Duration::from_secs(10);
         driver.machine.shared_arbiter = false;
         let arbiter = || Arc::new(NoArbiter::new(AutomaticMoves::Takeover));
-        let arenas = Box::new(InProcessArenas { limit_bytes: u64::MAX });
+        // No machine has the memory that a sparse guest's image would have.
+        let arenas: Box<dyn ArenaProvider> = match case.is_sparse() {
+            true => Box::new(InProcessArenas { limit_bytes: u64::MAX }),
+            false => Box::new(HostArenas::new()),
+        };
         let mut parts = BackupParts::new(Arc::clone(&fabric), Box::new(standby), arenas, arbiter());
         let own_setup = setup.clone();
         parts.threads = Arc::new(move |name: &str| own_setup(name));
