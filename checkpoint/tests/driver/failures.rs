@@ -230,6 +230,36 @@ fn nothing_is_started_over_an_image_that_the_guest_may_have_run_on() {
 }
 
 #[test]
+fn i2_a_state_that_was_changed_after_its_commit_is_not_started() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    lab.kill_primary_host();
+    until("the connection's end was seen", || !backup.handle.status().connected);
+    let (shape, arena) = backup.lent.lock().unwrap().clone().expect("an arena is lent");
+    // Whichever slot holds the committed epoch: one byte of its state is another.
+    for number in 0..shape.slots {
+        let slot = arena.slots.part((number * shape.slot_bytes) as usize, shape.slot_bytes as usize);
+        let mut state_offset = [0; 8];
+        slot.read(88, &mut state_offset);
+        let at = u64::from_le_bytes(state_offset) as usize;
+        let mut byte = [0];
+        slot.read(at, &mut byte);
+        slot.write(at, &[!byte[0]]);
+    }
+    backup.handle.request_takeover(false).expect("there is an epoch to take over from");
+    until("the failure is told", || {
+        backup.handle.status().reports.iter().any(|line| line.contains("changed in this host's memory"))
+    });
+    assert_eq!(backup.standby.activations(), 0);
+    backup.stop();
+    lab.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
+    primary.handle.request_stop();
+    primary.wait();
+}
+
+#[test]
 fn a_replaced_standby_that_differs_is_ended_and_tried_again() {
     let lab = Lab {
         tune_backup: |options| options.check_standby_every = Duration::from_millis(20),

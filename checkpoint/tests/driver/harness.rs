@@ -10,12 +10,14 @@ use romulus_checkpoint::GateMark;
 use romulus_checkpoint::arbiter::file::FileArbiter;
 use romulus_checkpoint::arbiter::{Arbiter, ArbiterError, Record, SwapOutcome};
 use romulus_checkpoint::driver::backup::{
-    BackupDriver, BackupHandle, BackupOptions, BackupOutcome, BackupParts, InProcessArenas,
+    ArenaError, ArenaProvider, BackupArena, BackupDriver, BackupHandle, BackupOptions, BackupOutcome,
+    BackupParts, InProcessArenas,
 };
 use romulus_checkpoint::driver::primary::{
     PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryOutcome, PrimaryParts,
 };
 use romulus_checkpoint::gate::{GateError, GateLevel, OutputGate};
+use romulus_checkpoint::layout::{ArenaShape, GuestLayout};
 use romulus_checkpoint::release::ReleaseToken;
 use romulus_checkpoint::synthetic::{
     StandbyControl, SyntheticGuest, SyntheticGuestControl, SyntheticOptions, SyntheticStandby,
@@ -93,6 +95,23 @@ impl OutputGate for BookGate {
     }
 }
 
+/// The memory that a backup has lent last.
+type Lent = Arc<Mutex<Option<(ArenaShape, BackupArena)>>>;
+
+/// Allocates memory that the test can reach.
+struct ReachableArenas {
+    inner: InProcessArenas,
+    lent: Lent,
+}
+
+impl ArenaProvider for ReachableArenas {
+    fn allocate(&mut self, layout: &GuestLayout, shape: &ArenaShape) -> Result<BackupArena, ArenaError> {
+        let arena = self.inner.allocate(layout, shape)?;
+        *self.lent.lock().unwrap() = Some((*shape, arena.clone()));
+        Ok(arena)
+    }
+}
+
 /// Both hosts.
 pub struct Lab {
     /// Holds the record.
@@ -118,6 +137,7 @@ pub struct PrimaryHost {
 pub struct BackupHost {
     pub handle: BackupHandle,
     pub standby: StandbyControl,
+    pub lent: Lent,
 }
 
 impl Lab {
@@ -168,7 +188,9 @@ impl Lab {
         options.machine.suspect_after = Duration::from_secs(30);
         (self.tune_backup)(&mut options);
         let control = standby.control();
-        let arenas = Box::new(InProcessArenas { limit_bytes: 1 << 30 });
+        let lent = Lent::default();
+        let inner = InProcessArenas { limit_bytes: 1 << 30 };
+        let arenas = Box::new(ReachableArenas { inner, lent: Arc::clone(&lent) });
         let parts = BackupParts::new(
             self.fabric(&self.backup_switch, Role::Backup),
             Box::new(standby),
@@ -176,7 +198,7 @@ impl Lab {
             Arc::clone(&self.backup_arbiter) as Arc<dyn Arbiter>,
         );
         let handle = BackupDriver::spawn(options, parts).expect("the backup starts");
-        BackupHost { handle, standby: control }
+        BackupHost { handle, standby: control, lent }
     }
 
     pub fn start_backup(&self) -> BackupHost {

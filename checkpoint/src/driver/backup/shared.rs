@@ -362,16 +362,20 @@ impl Shared {
         }
     }
 
-    /// The state of a committed epoch, copied out of its slot.
+    /// The state of a committed epoch, copied out of its slot. The copy is checked against the header
+    /// as it was when the epoch was committed: the primary could write to the slot since then.
     pub fn read_state(&self, epoch: Epoch) -> Result<Vec<u8>, String> {
         let header = lock(&self.slots_seen)[epoch.0 as usize % SLOTS_SEEN];
         let header = header.filter(|header| header.epoch == epoch);
         let (Some(header), Some(lent)) = (header, self.lent()) else {
             return Err(format!("the state of epoch {epoch} is not here"));
         };
-        let mut state = vec![0; header.state_bytes as usize];
-        lent.slot(epoch).read(header.state_offset_bytes as usize, &mut state);
-        Ok(state)
+        slot::read_state(&lent.slot(epoch), &header).map_err(|error| {
+            format!(
+                "the state of epoch {epoch} was changed in this host's memory after it was committed, and \
+                 nothing is started from it ({error}): look for faulty memory here and for a faulty primary"
+            )
+        })
     }
 
     fn report(&self, report: &BackupReport) {
