@@ -88,14 +88,15 @@ impl Primary {
     }
 
     /// A round was not sent, nothing of it was posted: its pages must be sent by a later round or
-    /// epoch.
+    /// epoch. Ignored when the round is not the one asked for last: the connection has changed
+    /// meanwhile, and all pages are asked for again.
     pub fn round_failed(&mut self, round: u64, dirty: &[Extent]) {
-        self.image.keep(dirty);
         if let Phase::Rounds(rounds) = &mut self.image.phase
             && rounds.step == RoundStep::Taken
             && round == rounds.round + 1
         {
             rounds.step = RoundStep::Idle;
+            self.image.keep(dirty);
         }
     }
 
