@@ -6,6 +6,7 @@ use super::capture::{Capture, Tools};
 use super::jobs::{Job, Kind};
 use super::options::CaptureMode;
 use super::pause::{NotPaused, Paused};
+use super::plan::Plan;
 use super::shared::Shared;
 use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
@@ -20,6 +21,10 @@ pub(super) const JOB_WAIT: Duration = Duration::from_millis(5);
 /// Longest that a guest stays paused while staging memory or direct sending makes no progress;
 /// then the connection is given up.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const STUCK_LOOK: Duration = Duration::from_millis(250);
+/// Longest write of direct sending: what is sent up to a marker consists of whole writes.
+const DIRECT_PAGES: u64 = PIECE_BYTES / PAGE_BYTES;
 
 /// What came of a pause.
 pub(super) enum Captured {
@@ -206,16 +211,7 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
     job.kind = Kind::Epoch(placed);
     job.writes.clear();
     if shared.options.capture == CaptureMode::Direct {
-        if let Some(link) = shared.link() {
-            tools.plan.direct(u64::MAX, &link.guest, &shared.borders, &shared.shape, &mut job.writes);
-        }
-        let number = shared.jobs.submit(job);
-        let begun = Instant::now();
-        while !shared.jobs.wait_finished(number, STUCK_AFTER) {
-            if begun.elapsed() >= STUCK_AFTER {
-                shared.close_link("the pages of a paused guest do not get away");
-            }
-        }
+        send_directly(shared, &mut tools.plan, job);
         return Captured::Sent;
     }
     while tools.plan.pages_left() > 0 {
@@ -236,6 +232,26 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
         crate::driver::signal::lock(&shared.view).pieced_epochs += 1;
     }
     Captured::Taken(job)
+}
+
+/// Sends all pages from the memory of the guest, which is paused until they have left.
+fn send_directly(shared: &Shared, plan: &mut Plan, mut job: Job) {
+    if let Some(link) = shared.link() {
+        while plan.pages_left() > 0 {
+            plan.direct(DIRECT_PAGES, &link.guest, &shared.borders, &shared.shape, &mut job.writes);
+        }
+    }
+    let number = shared.jobs.submit(job);
+    let mut last = (shared.jobs.departed(), Instant::now());
+    while !shared.jobs.wait_finished(number, STUCK_LOOK) {
+        let departed = shared.jobs.departed();
+        if departed != last.0 {
+            last = (departed, Instant::now());
+        } else if last.1.elapsed() >= STUCK_AFTER {
+            shared.close_link("the pages of a paused guest do not get away");
+            last.1 = Instant::now();
+        }
+    }
 }
 
 /// Sends the next pages straight from the paused guest's memory if the fabric takes them at once:

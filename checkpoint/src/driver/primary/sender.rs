@@ -11,7 +11,7 @@ use super::jobs::{Job, Kind, Task};
 use super::link::Link;
 use super::round::{Order, Rounds};
 use super::shared::Shared;
-use super::staging::Piece;
+use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::metrics::{Counter, Phase};
 use crate::primary::PlacedEpoch;
@@ -26,6 +26,10 @@ const JOB_WAIT: Duration = Duration::from_millis(500);
 /// Pieces that share a marker: each marker costs a system call on every stream, and wakes the
 /// backup's committer.
 const PIECES_A_MARKER: usize = 4;
+/// As many bytes sent from guest memory share one.
+const DIRECT_BYTES_A_MARKER: u64 = PIECES_A_MARKER as u64 * PIECE_BYTES;
+/// Markers behind data sent from guest memory that may be on their way.
+const DIRECT_MARKERS: usize = 4;
 
 /// What is on its way, up to a marker.
 struct InFlight {
@@ -144,11 +148,15 @@ impl Sender {
         }
     }
 
+    fn next_part(&mut self) -> u64 {
+        self.parts += 1;
+        PART_MARKER | self.parts
+    }
+
     /// Puts a marker behind the pieces posted.
     fn mark_pieces(&mut self) {
         let Some(identity) = self.unmarked.first().map(|piece| piece.identity) else { return };
-        self.parts += 1;
-        let marker = PART_MARKER | self.parts;
+        let marker = self.next_part();
         let link = self.shared.link().filter(|link| link.carries(&identity));
         match link.as_ref().map(|link| link.endpoint.mark(marker)) {
             Some(Ok(())) => {
@@ -187,15 +195,39 @@ impl Sender {
         self.shared.jobs.finish(job);
     }
 
+    /// Posts the writes of a long epoch that is sent from guest memory, but for the last ones. Each part
+    /// has its marker, so that `capture`, which keeps the guest paused, sees that they leave.
+    fn post_directly(&mut self, link: &Arc<Link>, job: &mut Job) -> Result<(), TransportError> {
+        let mut bytes: u64 = job.writes.iter().map(|write| write.len_bytes).sum();
+        let mut posted = 0;
+        while bytes > DIRECT_BYTES_A_MARKER {
+            let (count, part_bytes) = first_part(&job.writes[posted..], DIRECT_BYTES_A_MARKER);
+            link.endpoint.write(&job.writes[posted..posted + count])?;
+            (posted, bytes) = (posted + count, bytes - part_bytes);
+            self.shared.metrics.count(Counter::PagesSent, part_bytes / PAGE_BYTES);
+            self.shared.metrics.count(Counter::BytesSent, part_bytes);
+            let marker = self.next_part();
+            link.endpoint.mark(marker)?;
+            self.fly(None, marker, Arc::clone(link));
+            self.reap(Duration::ZERO);
+            while self.in_flight.len() > DIRECT_MARKERS {
+                self.reap(COMPLETION_WAIT);
+            }
+        }
+        job.writes.drain(..posted);
+        Ok(())
+    }
+
     /// Posts what is left of an epoch; returns the marker behind it.
     fn post(
         &mut self,
-        link: &Link,
+        link: &Arc<Link>,
         job: &mut Job,
         placed: &PlacedEpoch,
     ) -> Result<Option<u64>, TransportError> {
-        let shared = &*self.shared;
         let began = std::time::Instant::now();
+        self.post_directly(link, job)?;
+        let shared = &*self.shared;
         let mut bytes: u64 = job.writes.iter().map(|write| write.len_bytes).sum();
         bytes += job.pieces.iter().map(Piece::bytes).sum::<u64>();
         shared.metrics.count(Counter::PagesSent, bytes / PAGE_BYTES);
@@ -230,6 +262,7 @@ impl Sender {
                 self.in_flight.iter().take_while(|flight| Arc::ptr_eq(&flight.link, &oldest.link)).count()
             }
         };
+        self.shared.jobs.depart(done as u64);
         for _ in 0..done {
             let Some(flight) = self.in_flight.pop_front() else { return };
             self.free_pieces(flight.pieces);
@@ -245,6 +278,18 @@ impl Sender {
             self.reap(COMPLETION_WAIT);
         }
     }
+}
+
+/// How many of the first writes have `limit_bytes` or just more, and how many bytes that is.
+fn first_part(writes: &[Write], limit_bytes: u64) -> (usize, u64) {
+    let mut bytes = 0;
+    for (count, write) in writes.iter().enumerate() {
+        if bytes >= limit_bytes {
+            return (count, bytes);
+        }
+        bytes += write.len_bytes;
+    }
+    (writes.len(), bytes)
 }
 
 /// Appends the writes of the commit slot: header and extents, and the state behind them; says how
