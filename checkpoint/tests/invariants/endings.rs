@@ -53,6 +53,20 @@ fn i8_a_failover_that_is_cut_off_leaves_one_guest_running() {
     }
 }
 
+/// Section 6.8 of the protocol: the backup may be asking its arbiter, for as long as it takes.
+#[test]
+fn a_failover_is_waited_for_as_long_as_the_connection_lives() {
+    let mut world = protected(17);
+    world.act_primary(|primary, now, actions| primary.request_failover(now, actions).expect("protected"));
+    world.mood = ArbiterMood::Down;
+    world.run_for(primary_config().suspect_after * 10);
+    assert!(world.connected && !world.running, "{:#?}", world.primary_log);
+    assert!(!world.primary_log.iter().any(|line| line.contains("good-bye")), "{:#?}", world.primary_log);
+    world.mood = ArbiterMood::Well;
+    world.run_until("the move", |world| world.activated.is_some());
+    world.run_until("the old guest's end", |world| world.destroyed);
+}
+
 #[test]
 fn a_failover_needs_a_connected_backup() {
     let mut world = World::new(1);
