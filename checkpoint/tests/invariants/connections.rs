@@ -1,9 +1,14 @@
 //! What comes late, when its connection is gone and the next one stands already.
 
-use romulus_checkpoint::primary::Work;
-use romulus_checkpoint::{Extent, PageIndex};
+use std::time::Duration;
 
-use super::harness::{PAGES, World};
+use romulus_checkpoint::arbiter::{Ownership, Record};
+use romulus_checkpoint::backup::{Actions, Admission, Backup, BackupAction};
+use romulus_checkpoint::primary::Work;
+use romulus_checkpoint::wire::message::{Hello, Message};
+use romulus_checkpoint::{Extent, PageIndex, Time};
+
+use super::harness::{PAGES, World, backup_config};
 
 /// A connection that the world did not make by itself, nor makes again.
 fn connected(seed: u64) -> World {
@@ -26,4 +31,45 @@ fn i8_a_round_of_an_old_connection_adds_nothing_to_the_first_epoch_of_the_next()
         world.run_until("the first epoch", |world| world.placed_pages > 0);
         assert!(world.placed_pages < PAGES, "seed {seed}: all pages are copied in the pause");
     }
+}
+
+/// A Hello of a new session, under a record that admits it.
+fn hello(world: &mut World) -> (Hello, Record) {
+    let hello = world.primary.hello(Vec::new(), world.now);
+    let ownership = Ownership::Solo { primary: "alpha".into() };
+    let record = Record { ownership, generation: hello.identity.generation, nonce: 1 };
+    (hello, record)
+}
+
+/// Says Welcome to a first primary.
+fn welcome(backup: &mut Backup, now: Time, actions: &mut Actions) {
+    let (hello, record) = hello(&mut World::new(1));
+    let admission = backup.admit_with_record(&hello.identity, &hello, Ok(Some(record)), now);
+    assert_eq!(admission, Ok(Admission::Prepare(hello.arena)));
+    let (_, answer) = backup.welcome(&hello, Vec::new(), now, actions);
+    assert!(matches!(answer, Message::Welcome(_)), "{answer:?}");
+}
+
+#[test]
+fn a_slow_handshake_that_nothing_waits_for_becomes_a_connection() {
+    let begun = Time::default();
+    let (mut backup, mut actions) = (Backup::new(backup_config(), begun), Actions::new());
+    welcome(&mut backup, begun, &mut actions);
+    let later = begun.after(backup_config().suspect_after * 3);
+    backup.handle_tick(later, &mut actions);
+    assert!(!actions.iter().any(|action| matches!(action, BackupAction::CloseConnection(_))), "{actions:?}");
+    assert!(backup.handle_connected(later, &mut actions));
+    // From here on it is held against the clock of all connections.
+    let silent = later.after(backup_config().suspect_after);
+    backup.handle_tick(silent, &mut actions);
+    assert!(actions.iter().any(|action| matches!(action, BackupAction::CloseConnection(_))), "{actions:?}");
+}
+
+#[test]
+fn a_connection_that_was_given_up_in_its_handshake_is_not_taken() {
+    let now = Time::default();
+    let (mut backup, mut actions) = (Backup::new(backup_config(), now), Actions::new());
+    welcome(&mut backup, now, &mut actions);
+    backup.request_stop(now, &mut actions);
+    assert!(!backup.handle_connected(now.after(Duration::from_millis(1)), &mut actions));
 }

@@ -165,10 +165,17 @@ fn establish(shared: &Shared, channel: Box<dyn Channel>, identity: Identity) -> 
     let usual = shared.options.handshake_timeout;
     let patience = shared.call(|backup, _, _| backup.handshake_patience(usual));
     let endpoint = channel.establish(None, patience).map_err(|error| error.to_string())?;
-    *lock(&shared.link) = Some(Arc::new(Link { identity, endpoint, peer }));
+    {
+        // At once: nobody hears or says anything on it before the machine knows it.
+        let mut link = lock(&shared.link);
+        if !shared.call(|backup, now, actions| backup.handle_connected(now, actions)) {
+            endpoint.close();
+            return Err("it was given up meanwhile".into());
+        }
+        *link = Some(Arc::new(Link { identity, endpoint, peer }));
+    }
     shared.heard();
     lock(&shared.view).connections += 1;
-    shared.call(|backup, now, actions| backup.handle_connected(now, actions));
     Ok(())
 }
 

@@ -66,7 +66,7 @@ impl World {
         self.primary_queue.extend(actions);
         if self.connected {
             let mut actions = backup::Actions::new();
-            self.backup.handle_connected(self.now, &mut actions);
+            assert!(self.backup.handle_connected(self.now, &mut actions), "it was just welcomed");
             self.backup_queue.extend(actions);
             self.pump_backup();
         }
