@@ -115,7 +115,7 @@ impl Pair {
         let mut bytes = Vec::new();
         encode(&identity, &welcome, &mut bytes);
         self.primary.handle_answer(&bytes, self.now, &mut self.primary_actions).expect("welcome");
-        self.primary.handle_connected(self.now, &mut self.primary_actions);
+        assert!(self.primary.handle_connected(self.now, &mut self.primary_actions));
         assert!(self.backup.handle_connected(self.now, &mut self.backup_actions));
         self.pump();
     }

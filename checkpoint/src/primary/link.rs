@@ -167,10 +167,12 @@ impl Primary {
         actions.push(PrimaryAction::Report(PrimaryReport::Resumed { at: committed, pages }));
     }
 
-    /// The endpoint is established.
-    pub fn handle_connected(&mut self, now: Time, actions: &mut Actions) {
+    /// The endpoint is established. False: the machine has given the connection up meanwhile, and the
+    /// driver closes it.
+    #[must_use]
+    pub fn handle_connected(&mut self, now: Time, actions: &mut Actions) -> bool {
         if self.link.phase != Phase::Welcomed {
-            return;
+            return false;
         }
         self.link.phase = Phase::Up;
         self.link.last_heard = now;
@@ -179,6 +181,7 @@ impl Primary {
         self.because(format_args!("connected to {}", self.backup.clone()));
         self.heartbeat(now, actions);
         self.settle(now, actions);
+        true
     }
 
     /// The connection is gone (the endpoint is closed for good).

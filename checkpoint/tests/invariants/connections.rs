@@ -1,7 +1,5 @@
 //! What comes late, when its connection is gone and the next one stands already.
 
-use std::time::Duration;
-
 use romulus_checkpoint::arbiter::{Ownership, Record};
 use romulus_checkpoint::backup::{Actions, Admission, Backup, BackupAction};
 use romulus_checkpoint::primary::Work;
@@ -71,5 +69,11 @@ fn a_connection_that_was_given_up_in_its_handshake_is_not_taken() {
     let (mut backup, mut actions) = (Backup::new(backup_config(), now), Actions::new());
     welcome(&mut backup, now, &mut actions);
     backup.request_stop(now, &mut actions);
-    assert!(!backup.handle_connected(now.after(Duration::from_millis(1)), &mut actions));
+    assert!(!backup.handle_connected(now, &mut actions));
+    // Nor is it on the other side.
+    let mut world = connected(2);
+    world.act_primary(|primary, now, actions| {
+        primary.handle_disconnected("an older end that is told late", now, actions);
+        assert!(!primary.handle_connected(now, actions));
+    });
 }

@@ -61,7 +61,7 @@ impl World {
             self.connected = true;
             self.data.clear();
             self.control = Default::default();
-            self.primary.handle_connected(self.now, &mut actions);
+            assert!(self.primary.handle_connected(self.now, &mut actions), "it was just welcomed");
         }
         self.primary_queue.extend(actions);
         if self.connected {
