@@ -49,6 +49,27 @@ fn i7_a_synchronization_that_breaks_off_anywhere_begins_anew_and_is_exact() {
 }
 
 #[test]
+fn a_round_asked_for_on_a_connection_that_has_ended_is_not_sent_on_the_next() {
+    for copy_only_homes in [false, true] {
+        let lab = Lab {
+            hold_tracking: true,
+            tune_primary: if copy_only_homes { |options| options.copy_only_homes = true } else { |_| () },
+            ..Lab::new(SyntheticOptions { registrable: !copy_only_homes, ..busy_guest() })
+        };
+        let backup = lab.start_backup();
+        let primary = lab.start_primary(backup.handle.local_address());
+        until("the first round is asked for", || primary.guest.is_asked_to_track());
+        lab.primary_switch.cut();
+        until("the next connection stands", || primary.handle.status().connections == 2);
+        primary.guest.hold_tracking(false);
+        primary.until_protected(3);
+        assert_eq!(primary.handle.status().connections, 2, "{:#?}", primary.handle.status().reports);
+        assert_eq!(backup.handle.status().metrics.counter(Counter::Refusals), 0);
+        take_over(&lab, &primary, &backup);
+    }
+}
+
+#[test]
 fn an_epoch_larger_than_all_spares_is_synchronized_anew() {
     let lab = Lab {
         tune_primary: |options| {

@@ -123,6 +123,8 @@ pub struct Lab {
     pub backup_arbiter: Arc<HostArbiter>,
     pub gate: Arc<BookGate>,
     pub pause_flag: Arc<AtomicBool>,
+    /// The guest takes its time when it is asked to track what is written.
+    pub hold_tracking: bool,
     /// Both sides record what they say, into the directory.
     pub record: bool,
     pub tune_primary: fn(&mut PrimaryOptions),
@@ -172,6 +174,7 @@ impl Lab {
             backup_switch: Switch::new(),
             gate: Arc::default(),
             pause_flag: Arc::default(),
+            hold_tracking: false,
             record: false,
             tune_primary: |_| (),
             tune_backup: |_| (),
@@ -208,6 +211,7 @@ impl Lab {
     pub fn start_primary(&self, peer: SocketAddr) -> PrimaryHost {
         let guest = SyntheticGuest::start(self.guest_options.clone()).expect("the guest starts");
         let control = guest.control();
+        control.hold_tracking(self.hold_tracking);
         let mut options = PrimaryOptions::new("alpha", peer, &guest).expect("random numbers");
         options.machine.interval = Duration::from_millis(5);
         options.machine.suspect_after = Duration::from_secs(20);
