@@ -158,15 +158,15 @@ impl Backup {
 
     fn take_hello(&mut self, hello: &Hello) -> Result<(), Refusal> {
         self.check_standing()?;
+        if self.copying > 0 {
+            return Err(Refusal::new(ErrorCode::Busy, "copies of the image before still run"));
+        }
         let stale = || Refusal::new(ErrorCode::Stale, "another connection came first");
         let found = hello.identity;
         match (&mut self.session, &mut self.image) {
             (Some(session), Some(image)) if session.id == found.session => {
                 if found.connection <= session.connection || session.ended {
                     return Err(stale());
-                }
-                if image.map.copies_running() {
-                    return Err(Refusal::new(ErrorCode::Busy, "copies of the old connection still run"));
                 }
                 if found.generation != session.protected_generation {
                     session.protected_generation = found.generation.next();

@@ -93,6 +93,8 @@ pub struct Backup {
     admitted: Option<(SessionId, ConnectionNumber)>,
     link: Link,
     image: Option<Image>,
+    /// Copies handed out and not finished, also of an image that is forgotten: they touch its memory.
+    copying: u64,
     takeover: Option<Takeover>,
     standing: Standing,
     /// The record was seen to say that the primary goes on alone.
@@ -117,6 +119,7 @@ impl Backup {
             admitted: None,
             link: Link { phase: LinkPhase::Down, last_heard: now, heartbeats: 0, heartbeat_due: now },
             image: None,
+            copying: 0,
             takeover: None,
             standing: Standing::Backup,
             known_solo: false,

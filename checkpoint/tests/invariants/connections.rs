@@ -3,7 +3,7 @@
 use romulus_checkpoint::arbiter::{Ownership, Record};
 use romulus_checkpoint::backup::{Actions, Admission, Backup, BackupAction};
 use romulus_checkpoint::primary::Work;
-use romulus_checkpoint::wire::message::{Hello, Message};
+use romulus_checkpoint::wire::message::{ErrorCode, Hello, Message};
 use romulus_checkpoint::{Extent, PageIndex, Time};
 
 use super::harness::{PAGES, World, backup_config};
@@ -76,4 +76,30 @@ fn a_connection_that_was_given_up_in_its_handshake_is_not_taken() {
         primary.handle_disconnected("an older end that is told late", now, actions);
         assert!(!primary.handle_connected(now, actions));
     });
+}
+
+/// What a copy touches is given back only when no copy runs, whoever the image belonged to.
+#[test]
+fn i2_copies_of_an_image_that_is_forgotten_are_waited_for() {
+    let mut world = World::new(4);
+    world.protect();
+    let next_copy = |_| {
+        world.step();
+        world.backup.next_homing()
+    };
+    let copy = (0..10_000).find_map(next_copy).expect("a copy is due");
+    world.network = false;
+    world.cut();
+    let (mut hello, record) = hello(&mut World::new(1));
+    hello.identity.session.0 += 1;
+    let now = world.now;
+    let admission = world.backup.admit_with_record(&hello.identity.clone(), &hello, Ok(Some(record)), now);
+    assert_eq!(admission, Ok(Admission::Prepare(hello.arena)));
+    assert!(!world.backup.quiesce_homing(), "the copy still runs");
+    let (_, answer) = world.backup.welcome(&hello, Vec::new(), now, &mut Actions::new());
+    assert!(matches!(answer, Message::Error { code: ErrorCode::Busy, .. }), "{answer:?}");
+    world.act_backup(|backup, now, actions| backup.homing_finished(&copy, now, actions));
+    assert!(world.backup.quiesce_homing());
+    let (_, answer) = world.backup.welcome(&hello, Vec::new(), now, &mut Actions::new());
+    assert!(matches!(answer, Message::Welcome(_)), "{answer:?}");
 }

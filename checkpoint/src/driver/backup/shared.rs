@@ -339,11 +339,12 @@ impl Shared {
         self.call(|backup, now, actions| backup.handle_fenced(now, actions));
     }
 
-    /// Waits until no homing copy runs.
+    /// Waits until no homing copy runs, or the driver is over: then nothing is begun any more that
+    /// counts on it.
     pub fn quiesce_homing(&self) {
         loop {
             let seen = self.homing_done.seen();
-            if self.call(|backup, _, _| backup.quiesce_homing()) {
+            if self.call(|backup, _, _| backup.quiesce_homing()) || self.is_over() {
                 return;
             }
             self.homing_done.wait(seen, std::time::Duration::from_millis(10));
