@@ -248,7 +248,7 @@ impl Primary {
                 self.close(format_args!("the backup was told"), now, actions);
                 Ok(())
             }
-            _ => Err(PeerFault(format!("ByeAck of {reason:?} in {:?}", self.ending))),
+            _ => Err(PeerFault::violation(format!("ByeAck of {reason:?} in {:?}", self.ending))),
         }
     }
 

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use romulus_checkpoint::metrics::Counter;
 use romulus_checkpoint::synthetic::{Pace, SyntheticOptions, SyntheticStandby};
-use romulus_checkpoint::wire::message::MachineIdentity;
+use romulus_checkpoint::wire::message::{ErrorCode, MachineIdentity, Message, decode, encode};
+use romulus_checkpoint::{Identity, SessionId};
+use romulus_transport::Fabric;
+use romulus_transport::tcp::{TcpConfig, TcpFabric};
 
-use super::harness::{BackupHost, Lab, PrimaryHost, until};
+use super::harness::{BackupHost, Lab, PATIENCE, PrimaryHost, until};
 use super::takeover::busy_guest;
 
 fn take_over(lab: &Lab, primary: &PrimaryHost, backup: &BackupHost) {
@@ -140,6 +143,37 @@ fn strangers_garbage_and_other_guests_do_not_disturb_a_session() {
     assert_eq!(primary.handle.status().connections, 1);
     primary.until_protected(3);
     take_over(&lab, &primary, &backup);
+}
+
+/// Section 10 of the protocol: garbage instead of a header is closed without a word, and so is an Error.
+#[test]
+fn i10_a_stranger_is_answered_if_it_would_understand() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let fabric = TcpFabric::new(TcpConfig::default());
+    let answer = |bytes: &[u8]| {
+        let mut channel = fabric.connect(backup.handle.local_address(), PATIENCE).expect("it listens");
+        channel.send(bytes).expect("it reads");
+        let answer = channel.receive(PATIENCE).ok()?;
+        let (identity, message) = decode(&answer).expect("a message");
+        let Message::Error { code, .. } = message else { panic!("{message:?}") };
+        Some((identity, code))
+    };
+    let identity = Identity { session: SessionId(7), ..Identity::default() };
+    let message = |message: &Message| {
+        let mut bytes = Vec::new();
+        encode(&identity, message, &mut bytes);
+        bytes
+    };
+    let mut heartbeat = message(&Message::Heartbeat { sequence: 1, progress: 2 });
+    assert_eq!(answer(&heartbeat), Some((identity, ErrorCode::Violation)));
+    *heartbeat.last_mut().expect("a body") ^= 1;
+    assert_eq!(answer(&heartbeat), Some((identity, ErrorCode::Malformed)));
+    heartbeat[0] ^= 1;
+    assert_eq!(answer(&heartbeat), None);
+    assert_eq!(answer(&message(&Message::Error { code: ErrorCode::Busy, text: "?".into() })), None);
+    assert_eq!(backup.handle.status().refused, 4);
+    backup.stop();
 }
 
 #[test]

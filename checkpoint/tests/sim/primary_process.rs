@@ -155,7 +155,7 @@ impl PrimaryProcess {
                 let result = self.machine.handle_message(self.message.message(), env.now, &mut self.actions);
                 self.called(env)?;
                 if let Err(fault) = result {
-                    self.peer_fault(&fault.0, env)?;
+                    self.peer_fault(&fault.text, env)?;
                 }
             }
             Event::Fenced { .. } => env.oracle.violate("fabric", "a marker came to the primary".into()),

@@ -13,7 +13,7 @@ use super::homes::Homes;
 use super::options::{BackupOptions, BackupParts};
 use super::status::{BackupOutcome, TakeoverStatus, state_name};
 use crate::arbiter::{Arbiter, Record};
-use crate::backup::{Actions, Backup, BackupAction, BackupReport, BackupState, Refusal};
+use crate::backup::{Actions, Backup, BackupAction, BackupReport, BackupState};
 use crate::driver::Clock;
 use crate::driver::journal::Journal;
 use crate::driver::signal::{Signal, lock};
@@ -285,28 +285,10 @@ impl Shared {
             lock(&self.slots_seen)[epoch.0 as usize % SLOTS_SEEN] = Some(*header);
         }
         let transfers = &performer.transfers[..];
-        let outcome = self.call(|backup, now, actions| backup.handle_slot(found, transfers, now, actions));
-        match outcome {
-            Ok(()) => self.metrics.record(Phase::BackupCommit, began.elapsed()),
-            Err(refusal) => self.refuse(identity, refusal, performer),
+        // What is refused is answered by actions of the machine.
+        if self.call(|backup, now, actions| backup.handle_slot(found, transfers, now, actions)).is_ok() {
+            self.metrics.record(Phase::BackupCommit, began.elapsed());
         }
-    }
-
-    /// The peer broke the rules: says so and closes.
-    fn refuse(&self, identity: &Identity, refusal: Refusal, performer: &mut Performer) {
-        self.metrics.count(Counter::Refusals, 1);
-        self.note(&format!("refused: {refusal}"));
-        let error = Message::Error { code: refusal.code, text: refusal.text };
-        self.send(identity, &error, performer);
-        if let Some(link) = self.link() {
-            link.endpoint.close();
-        }
-    }
-
-    /// As [`refuse`](Self::refuse), for a message.
-    pub fn refuse_message(&self, link: &Link, refusal: Refusal) {
-        self.perform();
-        self.refuse(&link.identity, refusal, &mut lock(&self.performing));
     }
 
     /// Nothing the primary sends can land any more, and no homing copy runs.
