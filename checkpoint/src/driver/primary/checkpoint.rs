@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::guest::GuestError;
-use crate::ids::Time;
+use crate::ids::{Identity, Time};
 use crate::metrics::{Counter, Phase, Quantity};
 use crate::primary::{NotTaken, PlacedEpoch};
 use crate::wire::slot;
@@ -211,7 +211,7 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
     job.kind = Kind::Epoch(placed);
     job.writes.clear();
     if shared.options.capture == CaptureMode::Direct {
-        send_directly(shared, &mut tools.plan, job);
+        send_directly(shared, &mut tools.plan, job, &placed.identity);
         return Captured::Sent;
     }
     while tools.plan.pages_left() > 0 {
@@ -220,8 +220,8 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
         }
         // Without one the connection is gone or was given up: nothing of this epoch will be sent. The
         // piece comes last: one that was taken would have to be given back.
-        let Some(link) = shared.link() else { break };
-        let Some(mut piece) = wait_for_piece(shared) else { break };
+        let Some(link) = shared.link_of(&placed.identity) else { break };
+        let Some(mut piece) = wait_for_piece(shared, &placed.identity) else { break };
         piece.identity = placed.identity;
         tools.copies.clear();
         tools.plan.stage(&mut piece, link.staging, &shared.borders, &shared.shape, &mut tools.copies);
@@ -235,8 +235,8 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
 }
 
 /// Sends all pages from the memory of the guest, which is paused until they have left.
-fn send_directly(shared: &Shared, plan: &mut Plan, mut job: Job) {
-    if let Some(link) = shared.link() {
+fn send_directly(shared: &Shared, plan: &mut Plan, mut job: Job, identity: &Identity) {
+    if let Some(link) = shared.link_of(identity) {
         while plan.pages_left() > 0 {
             plan.direct(DIRECT_PAGES, &link.guest, &shared.borders, &shared.shape, &mut job.writes);
         }
@@ -248,7 +248,9 @@ fn send_directly(shared: &Shared, plan: &mut Plan, mut job: Job) {
         if departed != last.0 {
             last = (departed, Instant::now());
         } else if last.1.elapsed() >= STUCK_AFTER {
-            shared.close_link("the pages of a paused guest do not get away");
+            if let Some(link) = shared.link_of(identity) {
+                shared.close_link(&link, "the pages of a paused guest do not get away");
+            }
             last.1 = Instant::now();
         }
     }
@@ -258,7 +260,7 @@ fn send_directly(shared: &Shared, plan: &mut Plan, mut job: Job) {
 /// then the fabric's own copy is the only one. False when it did not take all that was offered.
 fn send_now(shared: &Shared, tools: &mut Tools, placed: &PlacedEpoch) -> bool {
     // What was handed to the sender, the epoch before above all, goes first.
-    let link = shared.link().filter(|link| link.carries(&placed.identity) && !link.guest.is_empty());
+    let link = shared.link_of(&placed.identity).filter(|link| !link.guest.is_empty());
     let Some(link) = link.filter(|_| shared.jobs.all_posted()) else { return false };
     let begin = tools.plan.place();
     tools.direct.clear();
@@ -286,17 +288,18 @@ fn send_or_keep(shared: &Shared, job: &mut Job, piece: Piece, last: bool) {
     }
 }
 
-/// Waits until the sender has freed a piece; gives the connection up, and `None`, when none is freed
-/// for long.
-fn wait_for_piece(shared: &Shared) -> Option<Piece> {
+/// Waits until the sender has freed a piece. `None` when the connection of that identity is gone; it is
+/// given up when none is freed for long.
+fn wait_for_piece(shared: &Shared, identity: &Identity) -> Option<Piece> {
     let begun = Instant::now();
     loop {
         let seen = shared.staging.freed.seen();
         if let Some(piece) = shared.staging.take() {
             return Some(piece);
         }
+        let link = shared.link_of(identity)?;
         if begun.elapsed() >= STUCK_AFTER {
-            shared.close_link("staging memory is not freed");
+            shared.close_link(&link, "staging memory is not freed");
             return None;
         }
         shared.staging.freed.wait(seen, JOB_WAIT);

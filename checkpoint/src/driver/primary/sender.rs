@@ -93,7 +93,7 @@ impl Sender {
         match job.kind {
             Kind::Round { identity, round, everything } => {
                 self.wait_until_reaped();
-                let link = self.shared.link().filter(|link| link.carries(&identity));
+                let link = self.shared.link_of(&identity);
                 let order = Order { round, everything, extents: &job.extents };
                 let marker = self.rounds.send(&self.shared, link.as_deref(), &order);
                 job.pieces.extend(self.rounds.take_pieces());
@@ -112,7 +112,7 @@ impl Sender {
                 // Whatever comes of it: parts of it may have reached the arena already, and a later
                 // round in that arena must not take their homes for zero.
                 self.rounds.count_placed(&job.transfers);
-                let link = self.shared.link().filter(|link| link.carries(&placed.identity));
+                let link = self.shared.link_of(&placed.identity);
                 let posted = match &link {
                     Some(link) => self.post(link, &mut job, &placed),
                     None => Ok(None),
@@ -133,7 +133,7 @@ impl Sender {
         if self.unmarked.is_full() {
             self.mark_pieces();
         }
-        let link = self.shared.link().filter(|link| link.carries(&piece.identity));
+        let link = self.shared.link_of(&piece.identity);
         let outcome = match &link {
             Some(link) => link.endpoint.write(&piece.writes),
             None => Ok(()),
@@ -157,7 +157,7 @@ impl Sender {
     fn mark_pieces(&mut self) {
         let Some(identity) = self.unmarked.first().map(|piece| piece.identity) else { return };
         let marker = self.next_part();
-        let link = self.shared.link().filter(|link| link.carries(&identity));
+        let link = self.shared.link_of(&identity);
         match link.as_ref().map(|link| link.endpoint.mark(marker)) {
             Some(Ok(())) => {
                 if let Some(link) = link {
