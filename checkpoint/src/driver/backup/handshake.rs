@@ -15,6 +15,7 @@ use crate::ids::Identity;
 use crate::layout::ArenaShape;
 use crate::metrics::Counter;
 use crate::wire::message::{ErrorCode, Hello, MachineIdentity, Message, answerable, decode, encode};
+use crate::wire::printable;
 
 /// Lines of a difference that are named.
 const LINES_NAMED: usize = 3;
@@ -221,7 +222,8 @@ pub(super) fn difference(guest: &MachineIdentity, standby: &MachineIdentity) -> 
     };
     for (who, lines) in [("guest", only(guest, standby)), ("standby", only(standby, guest))] {
         if !lines.is_empty() {
-            let named = lines.iter().take(LINES_NAMED).map(|line| format!("`{line}`")).collect::<Vec<_>>();
+            let named = lines.iter().take(LINES_NAMED).map(|line| format!("`{}`", printable(line)));
+            let named = named.collect::<Vec<_>>();
             let more = lines.len().saturating_sub(LINES_NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             parts.push(format!("only the {who} has {}{more}", named.join(", ")));
@@ -264,6 +266,8 @@ mod tests {
         );
         let text = difference(&guest, &machine("QEMU 8.0", &["machine q35", "cpu max", "netdev tap"]));
         assert!(text.is_some_and(|text| text.contains("QEMU 7.2.17") && text.contains("QEMU 8.0")));
+        let text = difference(&guest, &machine("QEMU 7.2.17", &["cpu \x1b[2Jmax\n"])).unwrap_or_default();
+        assert!(text.contains("`cpu  [2Jmax `") && !text.contains(char::is_control), "{text:?}");
         let swapped = machine("QEMU 7.2.17", &["cpu max", "machine q35", "netdev tap"]);
         assert!(difference(&guest, &swapped).is_some());
     }
