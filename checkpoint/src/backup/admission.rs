@@ -2,7 +2,7 @@
 
 use crate::PAGE_BYTES;
 use crate::arbiter::{Ownership, Record};
-use crate::ids::{Identity, Time};
+use crate::ids::{Identity, Incarnation, Time};
 use crate::layout::ArenaShape;
 use crate::nonce::Nonces;
 use crate::placement::MAX_FRAMES;
@@ -10,7 +10,7 @@ use crate::wire::AckProof;
 use crate::wire::limits::MAX_NUMBER;
 use crate::wire::message::{ErrorCode, Hello, Message, VERSION, Welcome};
 
-use super::image::{Image, first_incarnation};
+use super::image::Image;
 use super::{Actions, Admission, Backup, Link, LinkPhase, Refusal, Session, Standing};
 
 impl Backup {
@@ -177,7 +177,7 @@ impl Backup {
                     image.resume();
                 } else {
                     // Nothing was promised: never acked, or given up.
-                    image.restart(first_incarnation(found.connection).next());
+                    image.restart(Incarnation::of_new_arena(found.connection).next());
                 }
                 Ok(())
             }

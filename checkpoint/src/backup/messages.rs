@@ -80,21 +80,7 @@ impl Backup {
         if late {
             return Ok(());
         }
-        Err(Refusal::new(
-            ErrorCode::Stale,
-            format!(
-                "message of session {:032x}, generation {}, incarnation {}, connection {}; expected session \
-                 {:032x}, generation {}, incarnation {}, connection {}",
-                found.session.0,
-                found.generation,
-                found.incarnation,
-                found.connection,
-                expected.session.0,
-                expected.generation,
-                expected.incarnation,
-                expected.connection
-            ),
-        ))
+        Err(Refusal::new(ErrorCode::Stale, format!("message of {found}; expected {expected}")))
     }
 
     /// The markers of all data streams are in.

@@ -7,7 +7,6 @@ use crate::wire::AckProof;
 use crate::wire::message::{ByeReason, ErrorCode, Message, decode};
 
 use super::image::{Phase, RoundStep, Rounds};
-use super::link::mismatch;
 use super::{Actions, PeerFault, Primary, PrimaryAction, PrimaryReport};
 
 impl Primary {
@@ -43,7 +42,7 @@ impl Primary {
             // The peer's own Error is none of ours to answer, whatever it is under.
             let is_error = matches!(message, Message::Error { .. });
             let code = (!is_error).then_some(ErrorCode::Stale);
-            return Err(PeerFault { code, text: mismatch("message", &identity, &expected) });
+            return Err(PeerFault { code, text: format!("message of {identity}; expected {expected}") });
         }
         self.link.last_heard = now;
         match message {

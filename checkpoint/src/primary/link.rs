@@ -1,6 +1,6 @@
 //! The connection to the backup: Hello, Welcome, heartbeats, its end.
 
-use crate::ids::{ConnectionNumber, Epoch, Generation, Identity, Time};
+use crate::ids::{ConnectionNumber, Epoch, Generation, Time};
 use crate::wire::message::{ErrorCode, Hello, Message, VERSION, Welcome, decode};
 
 use super::image::Phase as ImagePhase;
@@ -126,7 +126,7 @@ impl Primary {
             != (expected.session, expected.generation, expected.connection)
             || found.incarnation.0 == 0
         {
-            return Err(PeerFault::new(ErrorCode::Stale, mismatch("Welcome", &found, &expected)));
+            return Err(PeerFault::new(ErrorCode::Stale, format!("Welcome of {found}; expected {expected}")));
         }
         if welcome.backup.is_empty() || welcome.backup == self.config.host {
             return Err(PeerFault::violation(format!(
@@ -232,19 +232,4 @@ impl Primary {
         let heartbeat = self.link.is_up().then_some(self.link.heartbeat_due);
         suspect.into_iter().chain(heartbeat).min()
     }
-}
-
-pub(super) fn mismatch(what: &str, found: &Identity, expected: &Identity) -> String {
-    format!(
-        "{what} of session {:032x}, generation {}, incarnation {}, connection {}; expected session {:032x}, \
-         generation {}, incarnation {}, connection {}",
-        found.session.0,
-        found.generation,
-        found.incarnation,
-        found.connection,
-        expected.session.0,
-        expected.generation,
-        expected.incarnation,
-        expected.connection,
-    )
 }

@@ -6,13 +6,12 @@ use std::sync::atomic::Ordering;
 
 use super::capture::Capture;
 use super::checkpoint::{Captured, JOB_WAIT, take_pages};
-use super::round::is_fresh;
 use super::shared::Shared;
 use super::staging::PIECE_BYTES;
 use crate::PAGE_BYTES;
 use crate::driver::zero::is_zero_page;
 use crate::extent::Extent;
-use crate::ids::{Identity, PageIndex};
+use crate::ids::{Identity, Incarnation, PageIndex};
 use crate::metrics::{Counter, Quantity};
 
 impl Capture {
@@ -23,7 +22,7 @@ impl Capture {
         self.last_begin = None;
         let mut pages = Vec::new();
         if everything {
-            if is_fresh(identity.incarnation, identity.connection) {
+            if identity.incarnation == Incarnation::of_new_arena(identity.connection) {
                 // The backup's homes are zero as well.
                 let mut populated = Vec::new();
                 self.guest.populated(&mut populated);
