@@ -155,7 +155,7 @@ pub enum PrimaryAction {
 pub enum PrimaryReport {
     /// A new state and why.
     State(PrimaryState, String),
-    /// An epoch was acked: number, and from `posted` to ack.
+    /// An epoch was acked.
     Acked {
         /// The epoch.
         epoch: Epoch,

@@ -13,6 +13,7 @@ use super::round::{Order, Rounds};
 use super::shared::Shared;
 use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
+use crate::ids::ConnectionNumber;
 use crate::metrics::{Counter, Phase};
 use crate::primary::PlacedEpoch;
 use crate::wire::message::PART_MARKER;
@@ -49,6 +50,8 @@ pub(super) struct Sender {
     last_writes: Vec<Write>,
     rounds: Rounds,
     parts: u64,
+    /// The connection that was given up last, and told of.
+    given_up: Option<ConnectionNumber>,
 }
 
 impl Sender {
@@ -62,6 +65,7 @@ impl Sender {
             last_writes: Vec::new(),
             rounds,
             parts: 0,
+            given_up: None,
         }
     }
 
@@ -177,7 +181,10 @@ impl Sender {
     /// the connection ends; the machine repeats the pages on the next.
     fn give_up(&mut self, link: Option<Arc<Link>>, error: Option<TransportError>) {
         if let (Some(link), Some(error)) = (link, error) {
-            self.shared.note(&format!("sending an epoch failed: {error}"));
+            // What follows on the same connection fails as well.
+            if self.given_up.replace(link.identity.connection) != Some(link.identity.connection) {
+                self.shared.note(&format!("sending an epoch failed: {error}"));
+            }
             link.endpoint.close();
         }
         self.wait_until_reaped();
