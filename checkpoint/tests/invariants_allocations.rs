@@ -203,7 +203,7 @@ impl Pair {
         match self.primary.next_work(self.now) {
             Work::Wait { .. } => {}
             Work::Round { round, .. } => {
-                self.primary.round_posted(round, PAGES, self.now, &mut self.primary_actions);
+                self.primary.round_posted(round, PAGES, &mut self.primary_actions);
                 self.backup.handle_fence(ROUND_MARKER | round, self.now, &mut self.backup_actions);
             }
             Work::Part => unreachable!("the homes are no copy-only ones"),

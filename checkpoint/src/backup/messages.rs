@@ -48,7 +48,7 @@ impl Backup {
             Message::Commit { epoch } => self.take_commit(epoch, actions),
             Message::Home { first_sequence, homings } => self.take_home(first_sequence, &homings, actions),
             Message::Invalidate => self.take_invalidate(actions),
-            Message::Bye { reason } => self.take_bye(reason, now, actions),
+            Message::Bye { reason } => self.take_bye(reason, actions),
             Message::ByeAck { reason: ByeReason::BackupLeaves }
                 if matches!(self.standing, Standing::Leaving(_)) =>
             {

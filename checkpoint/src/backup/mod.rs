@@ -263,7 +263,7 @@ impl Backup {
         let ready = self.is_ready();
         if ready && self.config.takeover_automatic {
             self.because(format_args!("nothing heard from the primary for {silence:?}"));
-            self.begin_takeover(now, actions);
+            self.begin_takeover(actions);
         } else {
             self.close(format_args!("nothing heard from the primary for {silence:?}"), now, actions);
         }

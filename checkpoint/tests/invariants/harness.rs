@@ -323,7 +323,7 @@ impl World {
                 }
                 self.mark(ROUND_MARKER | round);
                 let mut actions = primary::Actions::new();
-                self.primary.round_posted(round, count, self.now, &mut actions);
+                self.primary.round_posted(round, count, &mut actions);
                 self.primary_queue.extend(actions);
             }
             Work::Part => {

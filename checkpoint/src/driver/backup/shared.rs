@@ -318,7 +318,7 @@ impl Shared {
             }
         }
         self.metrics.record(Phase::Fence, fenced.since(now));
-        self.call(|backup, now, actions| backup.handle_fenced(now, actions));
+        self.call(|backup, _, actions| backup.handle_fenced(actions));
     }
 
     /// Waits until no homing copy runs, or the driver is over: then nothing is begun any more that

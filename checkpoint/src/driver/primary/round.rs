@@ -108,7 +108,7 @@ impl Rounds {
                 shared.metrics.count(Counter::PagesSent, sent);
                 shared.metrics.count(Counter::BytesSent, sent * PAGE_BYTES);
                 shared.metrics.record_quantity(Quantity::SyncRoundPages, sent);
-                shared.step(|primary, now, actions| primary.round_posted(round, pages, now, actions));
+                shared.step(|primary, _, actions| primary.round_posted(round, pages, actions));
                 Some(marker)
             }
             Err(cause) => {
