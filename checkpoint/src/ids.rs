@@ -1,5 +1,7 @@
 //! The numbers of the protocol, each a type of its own.
 
+use crate::wire::limits::INCARNATIONS_A_CONNECTION;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -53,6 +55,15 @@ number! {
     GateMark
 }
 
+impl Incarnation {
+    /// That of a new arena, all zero, which a backup lends first on this connection. Other contents that
+    /// it begins there have the numbers after it: no two backups that a session meets name two contents
+    /// alike.
+    pub fn of_new_arena(connection: ConnectionNumber) -> Self {
+        Self(connection.0.saturating_mul(INCARNATIONS_A_CONNECTION))
+    }
+}
+
 /// Names one protection session, from its first synchronization on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SessionId(pub u128);
@@ -68,6 +79,17 @@ pub struct Identity {
     pub incarnation: Incarnation,
     /// The connection.
     pub connection: ConnectionNumber,
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { session, generation, incarnation, connection } = self;
+        write!(
+            f,
+            "session {:032x}, generation {generation}, incarnation {incarnation}, connection {connection}",
+            session.0
+        )
+    }
 }
 
 /// A point on the driver's monotonic clock, in nanoseconds. The machines never read a clock.

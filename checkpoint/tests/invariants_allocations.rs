@@ -115,8 +115,8 @@ impl Pair {
         let mut bytes = Vec::new();
         encode(&identity, &welcome, &mut bytes);
         self.primary.handle_answer(&bytes, self.now, &mut self.primary_actions).expect("welcome");
-        self.primary.handle_connected(self.now, &mut self.primary_actions);
-        self.backup.handle_connected(self.now, &mut self.backup_actions);
+        assert!(self.primary.handle_connected(self.now, &mut self.primary_actions));
+        assert!(self.backup.handle_connected(self.now, &mut self.backup_actions));
         self.pump();
     }
 
@@ -203,7 +203,7 @@ impl Pair {
         match self.primary.next_work(self.now) {
             Work::Wait { .. } => {}
             Work::Round { round, .. } => {
-                self.primary.round_posted(round, PAGES, self.now, &mut self.primary_actions);
+                self.primary.round_posted(round, PAGES, &mut self.primary_actions);
                 self.backup.handle_fence(ROUND_MARKER | round, self.now, &mut self.backup_actions);
             }
             Work::Part => unreachable!("the homes are no copy-only ones"),

@@ -2,7 +2,7 @@
 
 use crate::PAGE_BYTES;
 use crate::arbiter::{Ownership, Record};
-use crate::ids::{Identity, Time};
+use crate::ids::{Identity, Incarnation, Time};
 use crate::layout::ArenaShape;
 use crate::nonce::Nonces;
 use crate::placement::MAX_FRAMES;
@@ -10,7 +10,7 @@ use crate::wire::AckProof;
 use crate::wire::limits::MAX_NUMBER;
 use crate::wire::message::{ErrorCode, Hello, Message, VERSION, Welcome};
 
-use super::image::{Image, first_incarnation};
+use super::image::Image;
 use super::{Actions, Admission, Backup, Link, LinkPhase, Refusal, Session, Standing};
 
 impl Backup {
@@ -158,15 +158,15 @@ impl Backup {
 
     fn take_hello(&mut self, hello: &Hello) -> Result<(), Refusal> {
         self.check_standing()?;
+        if self.copying > 0 {
+            return Err(Refusal::new(ErrorCode::Busy, "copies of the image before still run"));
+        }
         let stale = || Refusal::new(ErrorCode::Stale, "another connection came first");
         let found = hello.identity;
         match (&mut self.session, &mut self.image) {
             (Some(session), Some(image)) if session.id == found.session => {
                 if found.connection <= session.connection || session.ended {
                     return Err(stale());
-                }
-                if image.map.copies_running() {
-                    return Err(Refusal::new(ErrorCode::Busy, "copies of the old connection still run"));
                 }
                 if found.generation != session.protected_generation {
                     session.protected_generation = found.generation.next();
@@ -177,7 +177,7 @@ impl Backup {
                     image.resume();
                 } else {
                     // Nothing was promised: never acked, or given up.
-                    image.restart(first_incarnation(found.connection).next());
+                    image.restart(Incarnation::of_new_arena(found.connection).next());
                 }
                 Ok(())
             }

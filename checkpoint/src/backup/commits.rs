@@ -66,9 +66,9 @@ impl Backup {
         actions.push(BackupAction::ReadSlot { identity: self.identity(), epoch });
     }
 
-    /// The slot asked for by [`BackupAction::ReadSlot`]: commits the epoch or ends the session.
-    /// After an error the driver does as for [`handle_message`](Self::handle_message). A slot of a
-    /// connection that is gone is ignored.
+    /// The slot asked for by [`BackupAction::ReadSlot`]: commits the epoch or ends the connection.
+    /// An error is that of [`handle_message`](Self::handle_message). A slot of a connection that is
+    /// gone is ignored.
     pub fn handle_slot(
         &mut self,
         slot: Result<SlotHeader, SlotError>,

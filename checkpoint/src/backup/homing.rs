@@ -65,11 +65,14 @@ impl Backup {
 
     /// The next copy for the homing thread.
     pub fn next_homing(&mut self) -> Option<HomingCopy> {
-        self.image.as_mut().filter(|image| image.may_home())?.map.next_copy()
+        let copy = self.image.as_mut().filter(|image| image.may_home())?.map.next_copy()?;
+        self.copying += 1;
+        Some(copy)
     }
 
-    /// A copy is finished.
+    /// A copy is finished; once for each.
     pub fn homing_finished(&mut self, copy: &HomingCopy, now: Time, actions: &mut Actions) {
+        self.copying = self.copying.saturating_sub(1);
         if let Some(image) = &mut self.image {
             image.map.copy_finished(copy.sequence);
             self.acknowledge_homings(u64::MAX, actions);
@@ -79,12 +82,12 @@ impl Backup {
     }
 
     /// No homing copy runs and none will start before [`welcome`](Self::welcome). False while
-    /// one still runs: call again after it has finished.
+    /// one still runs, be it of an image that is forgotten: call again after it has finished.
     pub fn quiesce_homing(&mut self) -> bool {
-        self.image.as_mut().is_none_or(|image| {
+        if let Some(image) = &mut self.image {
             image.quiescing = true;
-            !image.map.copies_running()
-        })
+        }
+        self.copying == 0
     }
 
     /// From now on the image is no state to resume; the promise follows when nothing touches it.

@@ -10,11 +10,6 @@ use crate::nonce::pairing;
 use crate::placement::committed::CommittedMap;
 use crate::wire::message::{Homing, MAX_HOMINGS};
 
-/// Incarnations that one connection can begin. Those of connection n are
-/// `n * INCARNATIONS .. (n + 1) * INCARNATIONS`, so that no two backups that a session meets
-/// name two images alike.
-const INCARNATIONS: u64 = 256;
-
 /// Incarnations of a session that are remembered. More come about only while the arbiter is away.
 const LINEAGE: usize = 16;
 
@@ -87,7 +82,7 @@ pub(super) struct Image {
 
 impl Image {
     pub(super) fn new(shape: ArenaShape, connection: ConnectionNumber) -> Self {
-        let incarnation = first_incarnation(connection);
+        let incarnation = Incarnation::of_new_arena(connection);
         Self {
             incarnation,
             lineage: ArrayVec::from_iter([incarnation]),
@@ -169,10 +164,11 @@ impl Image {
         self.lineage.iter().any(|incarnation| pairing(session, *incarnation) == nonce)
     }
 
-    /// The incarnation after this one; `None` when the connection has used up its share.
+    /// The incarnation after this one, in an arena that was written before; `None` when the connection
+    /// has used up its share.
     pub(super) fn next_incarnation(&self, connection: ConnectionNumber) -> Option<Incarnation> {
-        let next = first_incarnation(connection).next().max(self.incarnation.next());
-        (next < first_incarnation(connection.next())).then_some(next)
+        let next = Incarnation::of_new_arena(connection).next().max(self.incarnation.next());
+        (next < Incarnation::of_new_arena(connection.next())).then_some(next)
     }
 
     /// Whether nothing is live, so that homes may be written in rounds.
@@ -190,11 +186,4 @@ impl Image {
         self.reading = true;
         Some(next)
     }
-}
-
-/// The incarnation of a new arena, all zero, on this connection. An image that begins anew in an
-/// arena that was written before gets a later one, so that a primary can tell which pages of zeros
-/// it need not send.
-pub(super) fn first_incarnation(connection: ConnectionNumber) -> Incarnation {
-    Incarnation(connection.0.saturating_mul(INCARNATIONS))
 }

@@ -6,12 +6,7 @@ use crate::wire::message::{ByeReason, ErrorCode, Message};
 use super::{Actions, Backup, BackupAction, LinkPhase, Refusal, Standing};
 
 impl Backup {
-    pub(super) fn take_bye(
-        &mut self,
-        reason: ByeReason,
-        now: Time,
-        actions: &mut Actions,
-    ) -> Result<(), Refusal> {
+    pub(super) fn take_bye(&mut self, reason: ByeReason, actions: &mut Actions) -> Result<(), Refusal> {
         match reason {
             ByeReason::GuestEnded => {
                 self.send(Message::ByeAck { reason }, actions);
@@ -38,7 +33,6 @@ impl Backup {
                 Ok(())
             }
             ByeReason::BackupLeaves => {
-                let _ = now;
                 Err(Refusal::new(ErrorCode::Violation, "a primary is no backup that leaves"))
             }
         }

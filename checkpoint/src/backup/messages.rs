@@ -1,14 +1,13 @@
 //! What the primary says on the endpoint.
 
 use crate::ids::{Identity, Time};
-use crate::wire::message::{ByeReason, DecodeError, ErrorCode, Message, ROUND_MARKER, decode};
+use crate::wire::message::{ByeReason, ErrorCode, Message, ROUND_MARKER, decode};
 
 use super::{Actions, Backup, BackupAction, Refusal, Standing};
 
 impl Backup {
-    /// A message on the endpoint. After an error the driver sends it as `Error`, closes, and
-    /// calls [`handle_disconnected`](Self::handle_disconnected); the machine has given the
-    /// connection up already. Messages of a connection that is gone are ignored.
+    /// A message on the endpoint. After an error the actions answer the peer and close; the machine has
+    /// given the connection up already. Messages of a connection that is gone are ignored.
     pub fn handle_message(&mut self, bytes: &[u8], now: Time, actions: &mut Actions) -> Result<(), Refusal> {
         if !self.is_up() {
             return Ok(());
@@ -19,22 +18,21 @@ impl Backup {
         outcome
     }
 
-    /// After a refusal that the driver carries out the connection counts as gone.
+    /// Refuses what broke the rules.
     pub(super) fn give_up_on(&mut self, outcome: &Result<(), Refusal>, now: Time, actions: &mut Actions) {
         if let Err(refusal) = outcome {
-            self.because(format_args!("{refusal}"));
-            self.drop_link(now, actions);
+            self.refuse(refusal.clone(), now, actions);
         }
     }
 
     fn read_message(&mut self, bytes: &[u8], now: Time, actions: &mut Actions) -> Result<(), Refusal> {
-        let (identity, message) = decode(bytes).map_err(|error| {
-            let code = match error {
-                DecodeError::Malformed(_) => ErrorCode::Malformed,
-                DecodeError::Version { .. } => ErrorCode::Version,
-            };
-            Refusal::new(code, error.to_string())
-        })?;
+        let (identity, message) =
+            decode(bytes).map_err(|error| Refusal::new(error.code(), error.to_string()))?;
+        if let Message::Error { code, text } = &message {
+            // Whatever it is under: an Error is never answered.
+            self.close(format_args!("the primary gives up: {text} ({code:?})"), now, actions);
+            return Ok(());
+        }
         self.check_identity(&identity, &message)?;
         self.link.last_heard = now;
         let leaves = ByeReason::BackupLeaves;
@@ -50,17 +48,15 @@ impl Backup {
             Message::Commit { epoch } => self.take_commit(epoch, actions),
             Message::Home { first_sequence, homings } => self.take_home(first_sequence, &homings, actions),
             Message::Invalidate => self.take_invalidate(actions),
-            Message::Bye { reason } => self.take_bye(reason, now, actions),
+            Message::Bye { reason } => self.take_bye(reason, actions),
             Message::ByeAck { reason: ByeReason::BackupLeaves }
                 if matches!(self.standing, Standing::Leaving(_)) =>
             {
                 self.leave(now, actions);
                 Ok(())
             }
-            Message::Error { code, text } => {
-                Err(Refusal::new(code, format!("the primary gives up: {text} ({code:?})")))
-            }
-            Message::Hello(_)
+            Message::Error { .. }
+            | Message::Hello(_)
             | Message::Welcome(_)
             | Message::RoundAck { .. }
             | Message::Ack { .. }
@@ -80,25 +76,11 @@ impl Backup {
         let previous = self.image.as_ref().and_then(|image| image.previous);
         let late = Identity { incarnation: expected.incarnation, ..*found } == expected
             && previous == Some(found.incarnation)
-            && matches!(message, Message::Heartbeat { .. } | Message::Bye { .. } | Message::Error { .. });
+            && matches!(message, Message::Heartbeat { .. } | Message::Bye { .. });
         if late {
             return Ok(());
         }
-        Err(Refusal::new(
-            ErrorCode::Stale,
-            format!(
-                "message of session {:032x}, generation {}, incarnation {}, connection {}; expected session \
-                 {:032x}, generation {}, incarnation {}, connection {}",
-                found.session.0,
-                found.generation,
-                found.incarnation,
-                found.connection,
-                expected.session.0,
-                expected.generation,
-                expected.incarnation,
-                expected.connection
-            ),
-        ))
+        Err(Refusal::new(ErrorCode::Stale, format!("message of {found}; expected {expected}")))
     }
 
     /// The markers of all data streams are in.

@@ -93,6 +93,8 @@ pub struct Backup {
     admitted: Option<(SessionId, ConnectionNumber)>,
     link: Link,
     image: Option<Image>,
+    /// Copies handed out and not finished, also of an image that is forgotten: they touch its memory.
+    copying: u64,
     takeover: Option<Takeover>,
     standing: Standing,
     /// The record was seen to say that the primary goes on alone.
@@ -117,6 +119,7 @@ impl Backup {
             admitted: None,
             link: Link { phase: LinkPhase::Down, last_heard: now, heartbeats: 0, heartbeat_due: now },
             image: None,
+            copying: 0,
             takeover: None,
             standing: Standing::Backup,
             known_solo: false,
@@ -129,15 +132,18 @@ impl Backup {
         }
     }
 
-    /// The endpoint is established.
-    pub fn handle_connected(&mut self, now: Time, actions: &mut Actions) {
+    /// The endpoint is established. False: the machine has given the connection up meanwhile, and the
+    /// driver closes it.
+    #[must_use]
+    pub fn handle_connected(&mut self, now: Time, actions: &mut Actions) -> bool {
         if self.link.phase != LinkPhase::Welcomed {
-            return;
+            return false;
         }
         self.link = Link { phase: LinkPhase::Up, last_heard: now, heartbeats: 0, heartbeat_due: now };
         self.because(format_args!("connected"));
         self.heartbeat(now, actions);
         self.refresh_state(actions);
+        true
     }
 
     /// The connection is gone (the endpoint is closed for good).
@@ -193,7 +199,7 @@ impl Backup {
         self.image.as_ref().map_or(FrameIndex(page.0), |image| image.map.frame_of(page))
     }
 
-    /// Whether a connection is there or being established, and no takeover has begun.
+    /// Whether a connection is there.
     fn is_up(&self) -> bool {
         self.link.phase == LinkPhase::Up
     }
@@ -231,8 +237,9 @@ impl Backup {
         if self.has_image() { usual.min(self.config.suspect_after) } else { usual }
     }
 
+    /// A handshake without an image to take over from has its own patience: nobody waits for it.
     fn may_suspect(&self) -> bool {
-        self.link.phase != LinkPhase::Down || self.is_ready()
+        self.is_up() || self.is_ready()
     }
 
     /// Whether there is an image that the backup may take over from, as far as it knows.
@@ -256,7 +263,7 @@ impl Backup {
         let ready = self.is_ready();
         if ready && self.config.takeover_automatic {
             self.because(format_args!("nothing heard from the primary for {silence:?}"));
-            self.begin_takeover(now, actions);
+            self.begin_takeover(actions);
         } else {
             self.close(format_args!("nothing heard from the primary for {silence:?}"), now, actions);
         }

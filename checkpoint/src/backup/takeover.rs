@@ -44,7 +44,7 @@ impl Backup {
     ///
     /// # Errors
     /// Says why there is nothing to take over.
-    pub fn request_takeover(&mut self, force: bool, now: Time, actions: &mut Actions) -> Result<(), String> {
+    pub fn request_takeover(&mut self, force: bool, actions: &mut Actions) -> Result<(), String> {
         match self.standing {
             Standing::Active => return Err("the guest runs here already".to_owned()),
             Standing::Leaving(_) | Standing::Left => return Err("this backup is shutting down".to_owned()),
@@ -66,13 +66,13 @@ impl Backup {
             return Err("the primary is connected: ask it for a planned failover, or force".to_owned());
         }
         self.because(format_args!("the operator asks to take over"));
-        self.begin_takeover(now, actions);
+        self.begin_takeover(actions);
         self.refresh_state(actions);
         Ok(())
     }
 
     /// Fences first.
-    pub(super) fn begin_takeover(&mut self, _now: Time, actions: &mut Actions) {
+    pub(super) fn begin_takeover(&mut self, actions: &mut Actions) {
         self.start_takeover(None, false, actions);
     }
 
@@ -142,11 +142,11 @@ impl Backup {
     }
 
     /// The fence asked for stands.
-    pub fn handle_fenced(&mut self, now: Time, actions: &mut Actions) {
+    pub fn handle_fenced(&mut self, actions: &mut Actions) {
         let Some(takeover) = self.takeover.as_mut().filter(|takeover| takeover.fence_asked) else { return };
         takeover.fenced = true;
         self.link.phase = LinkPhase::Down;
-        self.advance(now, actions);
+        self.advance(actions);
     }
 
     /// The primary's connection ended before the record was won.
@@ -175,7 +175,7 @@ impl Backup {
         };
         takeover.asked = Asked::Nothing;
         match outcome {
-            SwapOutcome::Won => self.granted(now, actions),
+            SwapOutcome::Won => self.granted(actions),
             SwapOutcome::Lost(actual) => self.record_found(actual, now, actions),
             SwapOutcome::Unknown(why) => {
                 takeover.retry_at = Some(retry_at);
@@ -212,7 +212,7 @@ impl Backup {
         let Some(takeover) = &self.takeover else { return };
         match actual {
             // A swap of unknown outcome has happened after all.
-            Some(record) if record == takeover.new => self.granted(now, actions),
+            Some(record) if record == takeover.new => self.granted(actions),
             Some(record) if self.names_image(&record) => {
                 if self.takeover.as_ref().is_some_and(|takeover| takeover.expected != record) {
                     let new = self.owned_after(&record);
@@ -227,7 +227,7 @@ impl Backup {
         }
     }
 
-    fn granted(&mut self, now: Time, actions: &mut Actions) {
+    fn granted(&mut self, actions: &mut Actions) {
         let Some(takeover) = &mut self.takeover else { return };
         takeover.granted = true;
         let bye = takeover.bye.take();
@@ -237,7 +237,7 @@ impl Backup {
             self.send(Message::ByeAck { reason }, actions);
         }
         self.fence(actions);
-        self.advance(now, actions);
+        self.advance(actions);
     }
 
     fn not_granted(&mut self, actual: Option<&Record>, now: Time, actions: &mut Actions) {
@@ -259,7 +259,7 @@ impl Backup {
     }
 
     /// Goes on when fence and grant stand.
-    fn advance(&mut self, _now: Time, actions: &mut Actions) {
+    fn advance(&mut self, actions: &mut Actions) {
         let Some(takeover) = &mut self.takeover else { return };
         if !takeover.granted {
             if takeover.fenced {
@@ -284,8 +284,7 @@ impl Backup {
     }
 
     /// How the activation ended.
-    pub fn handle_activated(&mut self, outcome: Result<(), String>, now: Time, actions: &mut Actions) {
-        let _ = now;
+    pub fn handle_activated(&mut self, outcome: Result<(), String>, actions: &mut Actions) {
         if self.takeover.take_if(|takeover| takeover.activating).is_none() {
             return;
         }
@@ -343,7 +342,7 @@ impl Backup {
             Ok(Some(record)) if self.names_image(&record) => {
                 self.known_solo = false;
                 self.because(format_args!("the record was handed back: {}", record.describe()));
-                self.begin_takeover(now, actions);
+                self.begin_takeover(actions);
             }
             Ok(Some(record)) if record.ownership == Ownership::Ended => self.end_session(actions),
             _ => self.reread_at = Some(now.after(self.config.suspect_after * REREAD_SUSPICIONS)),

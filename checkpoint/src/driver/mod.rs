@@ -3,8 +3,7 @@
 //! [`primary::PrimaryDriver`] protects a guest, [`backup::BackupDriver`] stands ready for it. Both
 //! are thin: what to do next is decided by the machines, the drivers only carry it out. A machine
 //! sits behind a mutex that is never held across I/O, guest operations or arbiter calls; the
-//! actions it asks for are queued while it is locked and carried out afterwards, in that order
-//!.
+//! actions it asks for are queued while it is locked and carried out afterwards, in that order.
 
 pub mod backup;
 pub mod mapping;
@@ -12,6 +11,7 @@ pub mod primary;
 pub mod threads;
 
 mod arbitrate;
+mod borders;
 mod clock;
 mod journal;
 pub(crate) mod signal;

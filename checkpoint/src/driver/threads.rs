@@ -7,8 +7,8 @@ use super::StartError;
 
 /// Called on every thread that a driver starts, before it does anything: pins it, sets its
 /// priority. The thread's name says what it does: on the primary `capture`, `copy-N`, `sender`,
-/// `control`, `connector`, `arbiter`; on the backup `accept`, `committer`, `homing-N`, `takeover`,
-/// `standby`.
+/// `control`, `connector`, `arbiter`; on the backup `accept`, `handshake`, `committer`, `homing-N`,
+/// `takeover`, `standby`.
 pub trait ThreadSetup: Send + Sync {
     /// Runs on the new thread. Must not fail: what could not be set is its own to report.
     fn started(&self, name: &str);

@@ -4,14 +4,14 @@ use arrayvec::ArrayVec;
 
 use crate::ids::{Epoch, HomingSequence, Incarnation, Time};
 use crate::wire::AckProof;
-use crate::wire::message::{ByeReason, Message, decode};
+use crate::wire::message::{ByeReason, ErrorCode, Message, decode};
 
 use super::image::{Phase, RoundStep, Rounds};
-use super::link::mismatch;
 use super::{Actions, PeerFault, Primary, PrimaryAction, PrimaryReport};
 
 impl Primary {
-    /// A message on the endpoint. After an error the driver closes the endpoint and calls
+    /// A message on the endpoint. After an error the driver carries out the actions, among which is the
+    /// answer to the peer, then closes the endpoint and calls
     /// [`handle_disconnected`](Self::handle_disconnected); the machine has given the connection
     /// up already. Messages of a connection that is gone are ignored.
     pub fn handle_message(
@@ -25,6 +25,9 @@ impl Primary {
         }
         let outcome = self.read_message(bytes, now, actions);
         if let Err(fault) = &outcome {
+            if let PeerFault { code: Some(code), text } = fault {
+                self.send(Message::Error { code: *code, text: text.clone() }, actions);
+            }
             self.drop_link(now);
             self.because(format_args!("{fault}"));
         }
@@ -33,10 +36,13 @@ impl Primary {
     }
 
     fn read_message(&mut self, bytes: &[u8], now: Time, actions: &mut Actions) -> Result<(), PeerFault> {
-        let (identity, message) = decode(bytes).map_err(|error| PeerFault(error.to_string()))?;
+        let (identity, message) = decode(bytes)?;
         let expected = self.identity();
         if identity != expected {
-            return Err(PeerFault(mismatch("message", &identity, &expected)));
+            // The peer's own Error is none of ours to answer, whatever it is under.
+            let is_error = matches!(message, Message::Error { .. });
+            let code = (!is_error).then_some(ErrorCode::Stale);
+            return Err(PeerFault { code, text: format!("message of {identity}; expected {expected}") });
         }
         self.link.last_heard = now;
         match message {
@@ -55,11 +61,11 @@ impl Primary {
             Message::ByeAck { reason } => self.take_bye_ack(reason, now, actions),
             Message::Error { code, text } => {
                 self.refused(now);
-                let fault = PeerFault(format!("the backup gives up: {text} ({code:?})"));
+                let fault = PeerFault::said_by_peer(format!("the backup gives up: {text} ({code:?})"));
                 actions.push(PrimaryAction::Report(PrimaryReport::Refused { code, text }));
                 Err(fault)
             }
-            other => Err(PeerFault(format!("a backup does not send {}", name(&other)))),
+            other => Err(PeerFault::violation(format!("a backup does not send {}", name(&other)))),
         }
     }
 
@@ -76,7 +82,7 @@ impl Primary {
         let live = in_parts || matches!(image.phase, Phase::Epochs | Phase::Draining | Phase::Invalidating);
         let begun = committed > Epoch(0);
         if !live || !begun || !image.planner.may_stand_at(committed, homed_through) {
-            return Err(PeerFault(format!(
+            return Err(PeerFault::violation(format!(
                 "Ack of epoch {committed} and homing {homed_through}, with epoch {} acked, {} committed and \
                  homing {} done",
                 image.acked, image.commit_sent, image.homed_through
@@ -126,7 +132,7 @@ impl Primary {
                 self.round_done();
                 Ok(())
             }
-            phase => Err(PeerFault(format!("RoundAck of round {round} in {phase:?}"))),
+            phase => Err(PeerFault::violation(format!("RoundAck of round {round} in {phase:?}"))),
         }
     }
 
@@ -150,7 +156,7 @@ impl Primary {
     /// The backup forgot its image and will not take over from it.
     fn take_promise(&mut self, incarnation: Incarnation) -> Result<(), PeerFault> {
         if self.image.phase != Phase::Invalidating || incarnation <= self.image.incarnation {
-            return Err(PeerFault(format!(
+            return Err(PeerFault::violation(format!(
                 "Invalidated to incarnation {incarnation}, with incarnation {} in {:?}",
                 self.image.incarnation, self.image.phase
             )));

@@ -248,7 +248,7 @@ impl Primary {
                 self.close(format_args!("the backup was told"), now, actions);
                 Ok(())
             }
-            _ => Err(PeerFault(format!("ByeAck of {reason:?} in {:?}", self.ending))),
+            _ => Err(PeerFault::violation(format!("ByeAck of {reason:?} in {:?}", self.ending))),
         }
     }
 
@@ -283,13 +283,20 @@ impl Primary {
         true
     }
 
+    /// Until when a good-bye has to be answered. One of a failover is waited for as long as the
+    /// connection lives: the backup may be asking its arbiter.
+    pub(super) fn answer_due(&self) -> Option<Time> {
+        let ending = self.ending.as_ref().filter(|ending| ending.kind != Kind::Failover)?;
+        ending.told_at.map(|at| at.after(self.config.suspect_after))
+    }
+
     /// When an end needs a tick.
     pub(super) fn ending_tick(&self) -> Option<Time> {
         let ending = self.ending.as_ref()?;
-        let deadline = ending.told_at.filter(|_| self.link.is_up() && ending.kind != Kind::Failover);
+        let answer = self.answer_due().filter(|_| self.link.is_up());
         // While the arbiter is being asked its answer is what comes next.
         let may_reclaim = self.config.shared_arbiter && self.grant.may_swap() && self.grant.is_protected();
         let reclaim = ending.reclaim_at.filter(|_| may_reclaim);
-        deadline.map(|at| at.after(self.config.suspect_after)).into_iter().chain(reclaim).min()
+        answer.into_iter().chain(reclaim).min()
     }
 }

@@ -1,7 +1,7 @@
 //! The connection to the backup: Hello, Welcome, heartbeats, its end.
 
-use crate::ids::{ConnectionNumber, Epoch, Generation, Identity, Time};
-use crate::wire::message::{Hello, Message, VERSION, Welcome, decode};
+use crate::ids::{ConnectionNumber, Epoch, Generation, Time};
+use crate::wire::message::{ErrorCode, Hello, Message, VERSION, Welcome, decode};
 
 use super::image::Phase as ImagePhase;
 use super::{Actions, PeerFault, Primary, PrimaryAction, PrimaryReport};
@@ -97,18 +97,19 @@ impl Primary {
 
     fn read_answer(&self, bytes: &[u8], actions: &mut Actions) -> Result<Welcome, PeerFault> {
         if self.link.phase != Phase::Greeting || self.over.is_some() {
-            return Err(PeerFault("no answer is awaited".to_owned()));
+            return Err(PeerFault::violation("no answer is awaited"));
         }
-        let (identity, message) = decode(bytes).map_err(|error| PeerFault(error.to_string()))?;
+        let (identity, message) = decode(bytes)?;
         match message {
             Message::Welcome(welcome) if welcome.identity == identity => Ok(welcome),
-            Message::Welcome(_) => Err(PeerFault("a Welcome under another identity".to_owned())),
+            Message::Welcome(_) => Err(PeerFault::violation("a Welcome under another identity")),
             Message::Error { code, text } => {
-                let fault = PeerFault(format!("the backup refuses the connection: {text} ({code:?})"));
+                let fault =
+                    PeerFault::said_by_peer(format!("the backup refuses the connection: {text} ({code:?})"));
                 actions.push(PrimaryAction::Report(PrimaryReport::Refused { code, text }));
                 Err(fault)
             }
-            _ => Err(PeerFault("the backup answered the Hello with neither Welcome nor Error".to_owned())),
+            _ => Err(PeerFault::violation("the backup answered the Hello with neither Welcome nor Error")),
         }
     }
 
@@ -116,25 +117,27 @@ impl Primary {
         let expected = self.identity();
         let found = welcome.identity;
         if welcome.version != VERSION {
-            return Err(PeerFault(format!("the backup chose protocol version {}", welcome.version)));
+            return Err(PeerFault::violation(format!(
+                "the backup chose protocol version {}",
+                welcome.version
+            )));
         }
         if (found.session, found.generation, found.connection)
             != (expected.session, expected.generation, expected.connection)
             || found.incarnation.0 == 0
         {
-            return Err(PeerFault(mismatch("Welcome", &found, &expected)));
+            return Err(PeerFault::new(ErrorCode::Stale, format!("Welcome of {found}; expected {expected}")));
         }
         if welcome.backup.is_empty() || welcome.backup == self.config.host {
-            return Err(PeerFault(format!(
+            return Err(PeerFault::violation(format!(
                 "the backup calls itself {:?}, which cannot be told from this host",
                 welcome.backup
             )));
         }
         match &self.grant.record().ownership {
-            Ownership::Protected { backup, .. } if *backup != welcome.backup => Err(PeerFault(format!(
-                "the guest is protected by {backup:?}, but {:?} answers",
-                welcome.backup
-            ))),
+            Ownership::Protected { backup, .. } if *backup != welcome.backup => Err(PeerFault::violation(
+                format!("the guest is protected by {backup:?}, but {:?} answers", welcome.backup),
+            )),
             _ => Ok(()),
         }
     }
@@ -167,10 +170,12 @@ impl Primary {
         actions.push(PrimaryAction::Report(PrimaryReport::Resumed { at: committed, pages }));
     }
 
-    /// The endpoint is established.
-    pub fn handle_connected(&mut self, now: Time, actions: &mut Actions) {
+    /// The endpoint is established. False: the machine has given the connection up meanwhile, and the
+    /// driver closes it.
+    #[must_use]
+    pub fn handle_connected(&mut self, now: Time, actions: &mut Actions) -> bool {
         if self.link.phase != Phase::Welcomed {
-            return;
+            return false;
         }
         self.link.phase = Phase::Up;
         self.link.last_heard = now;
@@ -179,6 +184,7 @@ impl Primary {
         self.because(format_args!("connected to {}", self.backup.clone()));
         self.heartbeat(now, actions);
         self.settle(now, actions);
+        true
     }
 
     /// The connection is gone (the endpoint is closed for good).
@@ -226,19 +232,4 @@ impl Primary {
         let heartbeat = self.link.is_up().then_some(self.link.heartbeat_due);
         suspect.into_iter().chain(heartbeat).min()
     }
-}
-
-pub(super) fn mismatch(what: &str, found: &Identity, expected: &Identity) -> String {
-    format!(
-        "{what} of session {:032x}, generation {}, incarnation {}, connection {}; expected session {:032x}, \
-         generation {}, incarnation {}, connection {}",
-        found.session.0,
-        found.generation,
-        found.incarnation,
-        found.connection,
-        expected.session.0,
-        expected.generation,
-        expected.incarnation,
-        expected.connection,
-    )
 }

@@ -28,8 +28,7 @@ impl Primary {
                 self.because(format_args!("no connection to the backup for {silence:?}"));
             }
         }
-        let told_at = self.ending.and_then(|ending| ending.told_at);
-        if told_at.is_some_and(|at| now.since(at) >= self.config.suspect_after) {
+        if self.answer_due().is_some_and(|at| at <= now) {
             self.close(format_args!("the backup does not answer the good-bye"), now, actions);
         }
         self.grant.tick(now, actions);
@@ -252,7 +251,7 @@ impl Primary {
     /// Ends the machine's work when nothing is left to do.
     fn conclude(&mut self, now: Time, actions: &mut Actions) {
         let Some(ending) = self.ending else { return };
-        let down = self.link.phase == LinkPhase::Down || !self.link.is_up();
+        let down = !self.link.is_up();
         let solo = self.grant.solo(&self.config.host).is_some();
         match ending.kind {
             Kind::Detach if solo && down && self.gate.is_open() => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::arbiter::Record;
 use crate::ids::{Epoch, Identity, SessionId, Time};
 use crate::release::ReleaseToken;
-use crate::wire::message::{ErrorCode, Message};
+use crate::wire::message::{DecodeError, ErrorCode, Message};
 
 /// Settings of a primary. Durations are policy; safety does not depend on them.
 #[derive(Clone, Debug)]
@@ -155,7 +155,7 @@ pub enum PrimaryAction {
 pub enum PrimaryReport {
     /// A new state and why.
     State(PrimaryState, String),
-    /// An epoch was acked: number, and from `posted` to ack.
+    /// An epoch was acked.
     Acked {
         /// The epoch.
         epoch: Epoch,
@@ -188,5 +188,31 @@ pub type Actions = Vec<PrimaryAction>;
 
 /// What a peer did that ends the connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PeerFault(pub String);
+#[error("{text}")]
+pub struct PeerFault {
+    /// What an established peer is told; `None`: it gave up itself, and an Error is never answered.
+    pub code: Option<ErrorCode>,
+    /// For people.
+    pub text: String,
+}
+
+impl PeerFault {
+    pub(super) fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self { code: Some(code), text: text.into() }
+    }
+
+    pub(super) fn violation(text: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Violation, text)
+    }
+
+    /// The peer's own Error.
+    pub(super) fn said_by_peer(text: String) -> Self {
+        Self { code: None, text }
+    }
+}
+
+impl From<DecodeError> for PeerFault {
+    fn from(error: DecodeError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}

@@ -75,8 +75,7 @@ impl Primary {
     /// The writes of a round are posted, followed by the marker `ROUND_MARKER | round`; `pages`
     /// is how many it had. Ignored when the round is not the one asked for last (the connection
     /// has changed meanwhile).
-    pub fn round_posted(&mut self, round: u64, pages: u64, now: Time, actions: &mut Actions) {
-        let _ = now;
+    pub fn round_posted(&mut self, round: u64, pages: u64, actions: &mut Actions) {
         let Phase::Rounds(rounds) = &mut self.image.phase else { return };
         if !self.link.is_up() || rounds.step != RoundStep::Taken || round != rounds.round + 1 {
             return;
@@ -88,14 +87,15 @@ impl Primary {
     }
 
     /// A round was not sent, nothing of it was posted: its pages must be sent by a later round or
-    /// epoch.
+    /// epoch. Ignored when the round is not the one asked for last: the connection has changed
+    /// meanwhile, and all pages are asked for again.
     pub fn round_failed(&mut self, round: u64, dirty: &[Extent]) {
-        self.image.keep(dirty);
         if let Phase::Rounds(rounds) = &mut self.image.phase
             && rounds.step == RoundStep::Taken
             && round == rounds.round + 1
         {
             rounds.step = RoundStep::Idle;
+            self.image.keep(dirty);
         }
     }
 

@@ -96,6 +96,8 @@ struct Marks {
     pauses: AtomicU64,
     destroyed: AtomicBool,
     tracking: AtomicBool,
+    hold_tracking: AtomicBool,
+    asked_to_track: AtomicBool,
     ended: AtomicBool,
     fail_state: AtomicU64,
     die_in_pause: AtomicBool,
@@ -134,6 +136,16 @@ impl SyntheticGuestControl {
     /// Whether its writes are tracked.
     pub fn is_tracked(&self) -> bool {
         self.shared.tracking.load(Ordering::Acquire)
+    }
+
+    /// Starting to track takes until this is called with `false`.
+    pub fn hold_tracking(&self, held: bool) {
+        self.shared.hold_tracking.store(held, Ordering::Release);
+    }
+
+    /// Whether tracking has been asked for.
+    pub fn is_asked_to_track(&self) -> bool {
+        self.shared.asked_to_track.load(Ordering::Acquire)
     }
 
     /// The state saved last.
@@ -296,6 +308,10 @@ impl Guest for SyntheticGuest {
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
         self.check_alive()?;
+        self.shared.asked_to_track.store(true, Ordering::Release);
+        while self.shared.hold_tracking.load(Ordering::Acquire) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         self.shared.tracking.store(true, Ordering::Release);
         Ok(())
     }

@@ -8,6 +8,11 @@ pub(super) fn malformed(why: impl Into<String>) -> DecodeError {
     DecodeError::Malformed(why.into())
 }
 
+/// A peer's text for logs and terminals: control characters are spaces.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
 /// Reads a body from front to back.
 pub(super) struct Reader<'a> {
     rest: &'a [u8],

@@ -4,7 +4,7 @@
 use arrayvec::ArrayVec;
 
 use super::AckProof;
-use super::bytes::{Reader, malformed};
+use super::bytes::{Reader, malformed, printable};
 use super::header::{self, Kind};
 use super::limits::{
     MAX_CONFIGURATION_LINES, MAX_DEPTH, MAX_FABRIC_BYTES, MAX_FRAMES, MAX_LINE_BYTES, MAX_NAME_BYTES,
@@ -49,7 +49,10 @@ fn read_body(kind: Kind, identity: Identity, body: &mut Reader<'_>) -> Result<Me
         },
         Kind::Bye => Message::Bye { reason: read_reason(body)? },
         Kind::ByeAck => Message::ByeAck { reason: read_reason(body)? },
-        Kind::Error => Message::Error { code: read_code(body)?, text: read_error_text(body)? },
+        Kind::Error => Message::Error {
+            code: read_code(body)?,
+            text: printable(body.text("error text", MAX_TEXT_BYTES)?),
+        },
     })
 }
 
@@ -189,10 +192,4 @@ fn read_code(body: &mut Reader<'_>) -> Result<ErrorCode, DecodeError> {
         9 => ErrorCode::NotGranted,
         other => return Err(malformed(format!("error code {other} is unknown"))),
     })
-}
-
-/// The text goes to logs and terminals: control characters become spaces.
-fn read_error_text(body: &mut Reader<'_>) -> Result<String, DecodeError> {
-    let text = body.text("error text", MAX_TEXT_BYTES)?;
-    Ok(text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect())
 }

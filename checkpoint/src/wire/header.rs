@@ -144,8 +144,8 @@ pub(super) fn seal(out: &mut [u8], kind: Kind, identity: &Identity) {
     head.copy_from_slice(header.as_bytes());
 }
 
-/// Checks everything that the header says of `bytes`, and returns kind, identity and body.
-pub(super) fn open(bytes: &[u8]) -> Result<(Kind, Identity, &[u8]), DecodeError> {
+/// The header of what was written as a message, by magic and checksum, and the rest.
+fn read(bytes: &[u8]) -> Result<(&HeaderBytes, &[u8]), DecodeError> {
     let malformed = |why: String| DecodeError::Malformed(why);
     let (header, body) = HeaderBytes::ref_from_prefix(bytes).map_err(|_| {
         malformed(format!("{} bytes are shorter than a header of {HEADER_BYTES}", bytes.len()))
@@ -160,6 +160,21 @@ pub(super) fn open(bytes: &[u8]) -> Result<(Kind, Identity, &[u8]), DecodeError>
             header.header_checksum.get()
         )));
     }
+    Ok((header, body))
+}
+
+/// Under which identity to answer bytes that [`decode`](super::message::decode) refuses. `None`: they
+/// have no header, or are an Error, and are not answered.
+pub fn answerable(bytes: &[u8]) -> Option<Identity> {
+    let (header, _) = read(bytes).ok()?;
+    let is_error = header.kind.get() == Kind::Error as u16;
+    (!is_error).then(|| header.identity.read().unwrap_or_default())
+}
+
+/// Checks everything that the header says of `bytes`, and returns kind, identity and body.
+pub(super) fn open(bytes: &[u8]) -> Result<(Kind, Identity, &[u8]), DecodeError> {
+    let malformed = |why: String| DecodeError::Malformed(why);
+    let (header, body) = read(bytes)?;
     let kind = Kind::from_number(header.kind.get());
     // An Error has the same form in every version, so that a refusal can always be read.
     let version = header.version.get();

@@ -31,3 +31,5 @@ pub const MAX_TRANSFERS: u64 = 1 << 24;
 /// Epochs, rounds, homing sequences, generations, incarnations, connections and counters stay
 /// below this, so that the next one can always be formed.
 pub const MAX_NUMBER: u64 = (1 << 63) - 1;
+/// Contents of an arena that are begun on one connection, at most.
+pub const INCARNATIONS_A_CONNECTION: u64 = 256;

@@ -5,6 +5,7 @@ use arrayvec::ArrayVec;
 use super::AckProof;
 pub use super::decode::decode;
 pub use super::encode::encode;
+pub use super::header::answerable;
 use crate::ids::{Epoch, FrameIndex, HomingSequence, Identity, PageIndex};
 use crate::layout::{ArenaShape, GuestLayout};
 
@@ -210,4 +211,14 @@ pub enum DecodeError {
         /// The version found.
         theirs: u16,
     },
+}
+
+impl DecodeError {
+    /// What the sender is told.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            DecodeError::Malformed(_) => ErrorCode::Malformed,
+            DecodeError::Version { .. } => ErrorCode::Version,
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub mod record;
 pub mod recorded;
 pub mod slot;
 
+pub(crate) use bytes::printable;
+
 /// Proof that an Ack or Welcome was decoded from a peer's bytes. Only the decoders of this module
 /// make one that [`is_decoded`](Self::is_decoded) (I1); a message made to be sent carries
 /// [`AckProof::outgoing`], which proves nothing.

@@ -275,13 +275,8 @@ fn check_belongs(header: &HeaderBytes, expected: &Identity, epoch: Epoch) -> Res
     if identity == *expected && found == epoch && epoch.0 <= MAX_NUMBER {
         return Ok(());
     }
-    let describe = |identity: &Identity, epoch: Epoch| {
-        format!(
-            "epoch {epoch} of session {:032x}, generation {}, incarnation {}, connection {}",
-            identity.session.0, identity.generation, identity.incarnation, identity.connection
-        )
-    };
-    Err(SlotError::Mismatch { found: describe(&identity, found), expected: describe(expected, epoch) })
+    let (found, expected) = (format!("epoch {found} of {identity}"), format!("epoch {epoch} of {expected}"));
+    Err(SlotError::Mismatch { found, expected })
 }
 
 /// Counts and lengths against limits and the room there is.

@@ -1,7 +1,7 @@
 //! A fabric whose connections can be cut at any operation, as a host's death cuts them.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub struct Switch {
     for_good: AtomicBool,
     /// Whoever sends `Bye{Failover}` panics once it has left.
     pub panic_after_failover_bye: AtomicBool,
+    /// How fast one-sided writes leave; 0: as fast as they can.
+    pub bytes_per_second: AtomicU64,
     endpoints: Mutex<Vec<Weak<dyn Endpoint>>>,
 }
 
@@ -68,6 +70,16 @@ impl Switch {
             return Err(CloseReason::Local.into());
         }
         Ok(())
+    }
+
+    /// Takes as long as a network of that speed.
+    fn carry(&self, writes: &[Write]) {
+        let bytes: u64 = writes.iter().map(|write| write.len_bytes).sum();
+        if let Some(microseconds) =
+            (bytes * 1_000_000).checked_div(self.bytes_per_second.load(Ordering::SeqCst))
+        {
+            std::thread::sleep(Duration::from_micros(microseconds));
+        }
     }
 
     fn check(&self) -> Result<(), TransportError> {
@@ -166,6 +178,7 @@ impl Endpoint for CutEndpoint {
             let _ = self.inner.write(half);
             return Err(error);
         }
+        self.switch.carry(writes);
         self.inner.write(writes)
     }
     fn write_now(&self, writes: &[Write]) -> Result<usize, TransportError> {

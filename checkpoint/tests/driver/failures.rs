@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use romulus_checkpoint::metrics::Counter;
 use romulus_checkpoint::synthetic::{Pace, SyntheticOptions, SyntheticStandby};
-use romulus_checkpoint::wire::message::MachineIdentity;
+use romulus_checkpoint::wire::message::{ErrorCode, MachineIdentity, Message, decode, encode};
+use romulus_checkpoint::{Identity, SessionId};
+use romulus_transport::Fabric;
+use romulus_transport::tcp::{TcpConfig, TcpFabric};
 
-use super::harness::{BackupHost, Lab, PrimaryHost, until};
+use super::harness::{BackupHost, Lab, PATIENCE, PrimaryHost, until};
 use super::takeover::busy_guest;
 
 fn take_over(lab: &Lab, primary: &PrimaryHost, backup: &BackupHost) {
@@ -44,6 +47,27 @@ fn i7_a_synchronization_that_breaks_off_anywhere_begins_anew_and_is_exact() {
         let primary = lab.start_primary(backup.handle.local_address());
         until("the connection was cut", || lab.primary_switch.plan_is_over());
         primary.until_protected(3);
+        take_over(&lab, &primary, &backup);
+    }
+}
+
+#[test]
+fn a_round_asked_for_on_a_connection_that_has_ended_is_not_sent_on_the_next() {
+    for copy_only_homes in [false, true] {
+        let lab = Lab {
+            hold_tracking: true,
+            tune_primary: if copy_only_homes { |options| options.copy_only_homes = true } else { |_| () },
+            ..Lab::new(SyntheticOptions { registrable: !copy_only_homes, ..busy_guest() })
+        };
+        let backup = lab.start_backup();
+        let primary = lab.start_primary(backup.handle.local_address());
+        until("the first round is asked for", || primary.guest.is_asked_to_track());
+        lab.primary_switch.cut();
+        until("the next connection stands", || primary.handle.status().connections == 2);
+        primary.guest.hold_tracking(false);
+        primary.until_protected(3);
+        assert_eq!(primary.handle.status().connections, 2, "{:#?}", primary.handle.status().reports);
+        assert_eq!(backup.handle.status().metrics.counter(Counter::Refusals), 0);
         take_over(&lab, &primary, &backup);
     }
 }
@@ -119,6 +143,37 @@ fn strangers_garbage_and_other_guests_do_not_disturb_a_session() {
     assert_eq!(primary.handle.status().connections, 1);
     primary.until_protected(3);
     take_over(&lab, &primary, &backup);
+}
+
+/// Section 10 of the protocol: garbage instead of a header is closed without a word, and so is an Error.
+#[test]
+fn i10_a_stranger_is_answered_if_it_would_understand() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let fabric = TcpFabric::new(TcpConfig::default());
+    let answer = |bytes: &[u8]| {
+        let mut channel = fabric.connect(backup.handle.local_address(), PATIENCE).expect("it listens");
+        channel.send(bytes).expect("it reads");
+        let answer = channel.receive(PATIENCE).ok()?;
+        let (identity, message) = decode(&answer).expect("a message");
+        let Message::Error { code, .. } = message else { panic!("{message:?}") };
+        Some((identity, code))
+    };
+    let identity = Identity { session: SessionId(7), ..Identity::default() };
+    let message = |message: &Message| {
+        let mut bytes = Vec::new();
+        encode(&identity, message, &mut bytes);
+        bytes
+    };
+    let mut heartbeat = message(&Message::Heartbeat { sequence: 1, progress: 2 });
+    assert_eq!(answer(&heartbeat), Some((identity, ErrorCode::Violation)));
+    *heartbeat.last_mut().expect("a body") ^= 1;
+    assert_eq!(answer(&heartbeat), Some((identity, ErrorCode::Malformed)));
+    heartbeat[0] ^= 1;
+    assert_eq!(answer(&heartbeat), None);
+    assert_eq!(answer(&message(&Message::Error { code: ErrorCode::Busy, text: "?".into() })), None);
+    assert_eq!(backup.handle.status().refused, 4);
+    backup.stop();
 }
 
 #[test]
@@ -223,6 +278,36 @@ fn nothing_is_started_over_an_image_that_the_guest_may_have_run_on() {
     until("the failure is told again", || failures() == 2);
     assert_eq!(backup.standby.activations(), 1);
     assert!(backup.standby.verdict().is_none());
+    backup.stop();
+    lab.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
+    primary.handle.request_stop();
+    primary.wait();
+}
+
+#[test]
+fn i2_a_state_that_was_changed_after_its_commit_is_not_started() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    lab.kill_primary_host();
+    until("the connection's end was seen", || !backup.handle.status().connected);
+    let (shape, arena) = backup.lent.lock().unwrap().clone().expect("an arena is lent");
+    // Whichever slot holds the committed epoch: one byte of its state is another.
+    for number in 0..shape.slots {
+        let slot = arena.slots.part((number * shape.slot_bytes) as usize, shape.slot_bytes as usize);
+        let mut state_offset = [0; 8];
+        slot.read(88, &mut state_offset);
+        let at = u64::from_le_bytes(state_offset) as usize;
+        let mut byte = [0];
+        slot.read(at, &mut byte);
+        slot.write(at, &[!byte[0]]);
+    }
+    backup.handle.request_takeover(false).expect("there is an epoch to take over from");
+    until("the failure is told", || {
+        backup.handle.status().reports.iter().any(|line| line.contains("changed in this host's memory"))
+    });
+    assert_eq!(backup.standby.activations(), 0);
     backup.stop();
     lab.primary_arbiter.unreachable.store(false, Ordering::SeqCst);
     primary.handle.request_stop();

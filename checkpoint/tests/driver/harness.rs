@@ -10,12 +10,14 @@ use romulus_checkpoint::GateMark;
 use romulus_checkpoint::arbiter::file::FileArbiter;
 use romulus_checkpoint::arbiter::{Arbiter, ArbiterError, Record, SwapOutcome};
 use romulus_checkpoint::driver::backup::{
-    BackupDriver, BackupHandle, BackupOptions, BackupOutcome, BackupParts, InProcessArenas,
+    ArenaError, ArenaProvider, BackupArena, BackupDriver, BackupHandle, BackupOptions, BackupOutcome,
+    BackupParts, InProcessArenas,
 };
 use romulus_checkpoint::driver::primary::{
     PrimaryDriver, PrimaryHandle, PrimaryOptions, PrimaryOutcome, PrimaryParts,
 };
 use romulus_checkpoint::gate::{GateError, GateLevel, OutputGate};
+use romulus_checkpoint::layout::{ArenaShape, GuestLayout};
 use romulus_checkpoint::release::ReleaseToken;
 use romulus_checkpoint::synthetic::{
     StandbyControl, SyntheticGuest, SyntheticGuestControl, SyntheticOptions, SyntheticStandby,
@@ -93,6 +95,23 @@ impl OutputGate for BookGate {
     }
 }
 
+/// The memory that a backup has lent last.
+type Lent = Arc<Mutex<Option<(ArenaShape, BackupArena)>>>;
+
+/// Allocates memory that the test can reach.
+struct ReachableArenas {
+    inner: InProcessArenas,
+    lent: Lent,
+}
+
+impl ArenaProvider for ReachableArenas {
+    fn allocate(&mut self, layout: &GuestLayout, shape: &ArenaShape) -> Result<BackupArena, ArenaError> {
+        let arena = self.inner.allocate(layout, shape)?;
+        *self.lent.lock().unwrap() = Some((*shape, arena.clone()));
+        Ok(arena)
+    }
+}
+
 /// Both hosts.
 pub struct Lab {
     /// Holds the record.
@@ -104,6 +123,8 @@ pub struct Lab {
     pub backup_arbiter: Arc<HostArbiter>,
     pub gate: Arc<BookGate>,
     pub pause_flag: Arc<AtomicBool>,
+    /// The guest takes its time when it is asked to track what is written.
+    pub hold_tracking: bool,
     /// Both sides record what they say, into the directory.
     pub record: bool,
     pub tune_primary: fn(&mut PrimaryOptions),
@@ -118,6 +139,7 @@ pub struct PrimaryHost {
 pub struct BackupHost {
     pub handle: BackupHandle,
     pub standby: StandbyControl,
+    pub lent: Lent,
 }
 
 impl Lab {
@@ -152,6 +174,7 @@ impl Lab {
             backup_switch: Switch::new(),
             gate: Arc::default(),
             pause_flag: Arc::default(),
+            hold_tracking: false,
             record: false,
             tune_primary: |_| (),
             tune_backup: |_| (),
@@ -168,7 +191,9 @@ impl Lab {
         options.machine.suspect_after = Duration::from_secs(30);
         (self.tune_backup)(&mut options);
         let control = standby.control();
-        let arenas = Box::new(InProcessArenas { limit_bytes: 1 << 30 });
+        let lent = Lent::default();
+        let inner = InProcessArenas { limit_bytes: 1 << 30 };
+        let arenas = Box::new(ReachableArenas { inner, lent: Arc::clone(&lent) });
         let parts = BackupParts::new(
             self.fabric(&self.backup_switch, Role::Backup),
             Box::new(standby),
@@ -176,7 +201,7 @@ impl Lab {
             Arc::clone(&self.backup_arbiter) as Arc<dyn Arbiter>,
         );
         let handle = BackupDriver::spawn(options, parts).expect("the backup starts");
-        BackupHost { handle, standby: control }
+        BackupHost { handle, standby: control, lent }
     }
 
     pub fn start_backup(&self) -> BackupHost {
@@ -186,6 +211,7 @@ impl Lab {
     pub fn start_primary(&self, peer: SocketAddr) -> PrimaryHost {
         let guest = SyntheticGuest::start(self.guest_options.clone()).expect("the guest starts");
         let control = guest.control();
+        control.hold_tracking(self.hold_tracking);
         let mut options = PrimaryOptions::new("alpha", peer, &guest).expect("random numbers");
         options.machine.interval = Duration::from_millis(5);
         options.machine.suspect_after = Duration::from_secs(20);

@@ -51,6 +51,38 @@ fn i2_with_direct_capture() {
     protect_kill_and_check(&lab, &[1, 2, 33]);
 }
 
+/// Each epoch takes longer than anything may take that makes no progress.
+#[test]
+fn direct_capture_over_a_slow_network_keeps_its_connection() {
+    let lab = Lab {
+        tune_primary: |options| {
+            options.capture = CaptureMode::Direct;
+            options.spares = 8_000;
+            options.machine.low_water_spares = 4_000;
+            options.machine.sync_target_pages = 6_500;
+        },
+        ..Lab::new(SyntheticOptions {
+            regions: vec![9_000],
+            filled_pages: 9_000,
+            pace: Pace::PerEpoch(6_000),
+            fill: Fill::Touch,
+            ..busy_guest()
+        })
+    };
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(2);
+    lab.primary_switch.bytes_per_second.store(6 << 20, Ordering::SeqCst);
+    let before = primary.handle.status().epochs_committed;
+    until("slow epochs are committed", || primary.handle.status().epochs_committed >= before + 2);
+    let status = primary.handle.status();
+    assert_eq!(status.connections, 1, "{:#?}", status.reports);
+    assert!(status.pause_us.max > 2_200_000, "{:?}", status.pause_us);
+    lab.primary_switch.bytes_per_second.store(0, Ordering::SeqCst);
+    primary.stop();
+    backup.stop();
+}
+
 #[test]
 fn i2_with_copy_workers_depth_4_and_memory_that_cannot_be_registered() {
     let lab = Lab {

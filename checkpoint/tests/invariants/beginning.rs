@@ -73,7 +73,7 @@ fn i1_nobody_takes_over_from_an_epoch_of_the_time_when_output_was_free() {
         } else {
             world.run_for(Duration::from_millis(500));
             // Nor does it by the operator's word.
-            world.act_backup(|backup, now, actions| drop(backup.request_takeover(true, now, actions)));
+            world.act_backup(|backup, _, actions| drop(backup.request_takeover(true, actions)));
             world.run_for(Duration::from_millis(500));
             assert!(world.activated.is_none(), "step {steps}");
             assert!(world.holds() || world.released == world.count());

@@ -31,8 +31,8 @@ fn i2_nothing_is_taken_over_from_parts() {
         while world.backup.state() == BackupState::Syncing {
             committed_parts += 1;
             assert_ne!(world.primary.state(), PrimaryState::Protected);
-            world.act_backup(|backup, now, actions| {
-                let refused = backup.request_takeover(true, now, actions);
+            world.act_backup(|backup, _, actions| {
+                let refused = backup.request_takeover(true, actions);
                 assert!(refused.is_err(), "seed {seed}: {refused:?}");
             });
             world.step();

@@ -53,6 +53,20 @@ fn i8_a_failover_that_is_cut_off_leaves_one_guest_running() {
     }
 }
 
+/// Section 6.8 of the protocol: the backup may be asking its arbiter, for as long as it takes.
+#[test]
+fn a_failover_is_waited_for_as_long_as_the_connection_lives() {
+    let mut world = protected(17);
+    world.act_primary(|primary, now, actions| primary.request_failover(now, actions).expect("protected"));
+    world.mood = ArbiterMood::Down;
+    world.run_for(primary_config().suspect_after * 10);
+    assert!(world.connected && !world.running, "{:#?}", world.primary_log);
+    assert!(!world.primary_log.iter().any(|line| line.contains("good-bye")), "{:#?}", world.primary_log);
+    world.mood = ArbiterMood::Well;
+    world.run_until("the move", |world| world.activated.is_some());
+    world.run_until("the old guest's end", |world| world.destroyed);
+}
+
 #[test]
 fn a_failover_needs_a_connected_backup() {
     let mut world = World::new(1);
@@ -220,16 +234,16 @@ fn detaching_leaves_the_guest_alone_and_the_backup_idle() {
 #[test]
 fn a_takeover_by_hand_needs_no_suspicion_and_a_record_that_allows_it() {
     let mut world = protected(10);
-    world.act_backup(|backup, now, actions| {
-        assert!(backup.request_takeover(false, now, actions).unwrap_err().contains("connected"));
-        backup.request_takeover(true, now, actions).expect("forced");
+    world.act_backup(|backup, _, actions| {
+        assert!(backup.request_takeover(false, actions).unwrap_err().contains("connected"));
+        backup.request_takeover(true, actions).expect("forced");
     });
     world.run_until("takeover", |world| world.activated.is_some());
     world.run_until("the primary knows", |world| world.primary.state() == PrimaryState::Lost);
 
     let mut world = World::new(11);
-    world.act_backup(|backup, now, actions| {
-        assert!(backup.request_takeover(true, now, actions).is_err(), "nothing to resume");
+    world.act_backup(|backup, _, actions| {
+        assert!(backup.request_takeover(true, actions).is_err(), "nothing to resume");
     });
 }
 
@@ -243,7 +257,7 @@ fn an_activation_that_fails_can_be_repeated() {
     world.run_until("the attempt", |world| world.activated.is_some());
     assert_eq!(world.backup.state(), BackupState::Solo);
     world.activation = Ok(());
-    world.act_backup(|backup, now, actions| backup.request_takeover(false, now, actions).expect("owned"));
+    world.act_backup(|backup, _, actions| backup.request_takeover(false, actions).expect("owned"));
     world.run_until("the guest", |world| world.backup.state() == BackupState::Active);
 }
 
@@ -267,6 +281,6 @@ fn i9_without_an_arbiter_only_the_move_that_is_automatic_is_made() {
     assert_eq!(world.primary.state(), PrimaryState::Protected, "waits, its output held");
     assert_eq!(world.backup.state(), BackupState::Protected, "waits for a person");
     assert!(world.released < world.count());
-    world.act_backup(|backup, now, actions| backup.request_takeover(false, now, actions).expect("by hand"));
+    world.act_backup(|backup, _, actions| backup.request_takeover(false, actions).expect("by hand"));
     world.run_until("takeover", |world| world.activated.is_some());
 }

@@ -79,6 +79,8 @@ pub struct World {
     trial_ends: Option<Time>,
     /// Content at the pause of the epochs of the present incarnation.
     pauses: BTreeMap<u64, Vec<u64>>,
+    /// Pages of the epoch placed last.
+    pub placed_pages: u64,
     /// Under which identity the slots of the epochs were read.
     slots: BTreeMap<u64, Identity>,
     primary_queue: VecDeque<PrimaryAction>,
@@ -179,6 +181,7 @@ impl World {
             trial_takes: Duration::ZERO,
             trial_ends: None,
             pauses: BTreeMap::new(),
+            placed_pages: 0,
             slots: BTreeMap::new(),
             primary_queue: VecDeque::new(),
             backup_queue: VecDeque::new(),
@@ -320,7 +323,7 @@ impl World {
                 }
                 self.mark(ROUND_MARKER | round);
                 let mut actions = primary::Actions::new();
-                self.primary.round_posted(round, count, self.now, &mut actions);
+                self.primary.round_posted(round, count, &mut actions);
                 self.primary_queue.extend(actions);
             }
             Work::Part => {
@@ -357,6 +360,7 @@ impl World {
             Ok(placed) => {
                 self.send_epoch(&placed, &transfers, &placed.epoch.0.to_le_bytes());
                 self.pauses.insert(placed.epoch.0, memory);
+                self.placed_pages = placed.pages;
                 self.running = !last;
                 self.primary.epoch_posted(&placed, self.now, &mut actions);
             }

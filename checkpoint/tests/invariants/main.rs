@@ -2,6 +2,7 @@
 
 mod beginning;
 mod chaos;
+mod connections;
 mod copy_only;
 mod endings;
 mod harness;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use romulus_checkpoint::arbiter::{Ownership, Record};
-use romulus_checkpoint::backup::{Admission, Backup, BackupState};
-use romulus_checkpoint::primary::{Primary, PrimaryState};
+use romulus_checkpoint::backup::{Admission, Backup, BackupAction, BackupState};
+use romulus_checkpoint::primary::{Primary, PrimaryAction, PrimaryState};
 use romulus_checkpoint::wire::AckProof;
 use romulus_checkpoint::wire::message::{
     ByeReason, ErrorCode, Hello, Homing, MachineIdentity, Message, encode,
@@ -170,6 +170,63 @@ fn i1_an_ack_of_what_was_not_sent_releases_nothing() {
     };
     world.message_to_primary(&bytes(&stale, &ack));
     assert_eq!(world.released, released);
+}
+
+/// What a machine says to its peer about a fault, and under which identity.
+fn told_by_backup(actions: &[BackupAction]) -> Option<(Identity, ErrorCode)> {
+    actions.iter().find_map(|action| match action {
+        BackupAction::Send(identity, Message::Error { code, .. }) => Some((*identity, *code)),
+        _ => None,
+    })
+}
+
+fn told_by_primary(actions: &[PrimaryAction]) -> Option<(Identity, ErrorCode)> {
+    actions.iter().find_map(|action| match action {
+        PrimaryAction::Send(identity, Message::Error { code, .. }) => Some((*identity, *code)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_fault_is_answered_by_either_side_and_an_error_by_none() {
+    let identity = protected(10).primary.identity();
+    let stale = Identity { session: SessionId(9), ..identity };
+    let ack = Message::RoundAck { round: 9 };
+    let cases = [
+        (bytes(&identity, &ack), Some(ErrorCode::Violation)),
+        (bytes(&stale, &ack), Some(ErrorCode::Stale)),
+        (vec![7; 80], Some(ErrorCode::Malformed)),
+        (bytes(&identity, &Message::Error { code: ErrorCode::Busy, text: "?".into() }), None),
+        (bytes(&stale, &Message::Error { code: ErrorCode::Busy, text: "?".into() }), None),
+    ];
+    for (message, code) in cases {
+        let mut world = protected(10);
+        let told = code.map(|code| (identity, code));
+        let (mut by_primary, mut by_backup) = (Vec::new(), Vec::new());
+        world.primary.handle_message(&message, world.now, &mut by_primary).expect_err("it gives up");
+        assert_eq!(told_by_primary(&by_primary), told, "{by_primary:?}");
+        let outcome = world.backup.handle_message(&message, world.now, &mut by_backup);
+        assert_eq!(outcome.map_err(|refusal| refusal.code).err(), code);
+        assert_eq!(told_by_backup(&by_backup), told, "{by_backup:?}");
+        assert!(by_backup.iter().any(|action| matches!(action, BackupAction::CloseConnection(_))));
+    }
+}
+
+#[test]
+fn a_refusal_after_a_promise_is_under_the_incarnation_that_was_promised() {
+    let mut world = protected(11);
+    let identity = world.primary.identity();
+    let mut actions = Vec::new();
+    let invalidate = bytes(&identity, &Message::Invalidate);
+    world.backup.handle_message(&invalidate, world.now, &mut actions).expect("nothing is under way");
+    let promised = actions.iter().find_map(|action| match action {
+        BackupAction::Send(_, Message::Invalidated { incarnation }) => Some(*incarnation),
+        _ => None,
+    });
+    let identity = Identity { incarnation: promised.expect("a promise"), ..identity };
+    let commit = bytes(&identity, &Message::Commit { epoch: Epoch(9) });
+    world.backup.handle_message(&commit, world.now, &mut actions).expect_err("the first is 1");
+    assert_eq!(told_by_backup(&actions), Some((identity, ErrorCode::Violation)), "{actions:?}");
 }
 
 #[test]
@@ -342,6 +399,6 @@ fn a_primary_of_one_session_is_not_confused_by_an_answer_of_another() {
     let identity = welcome.identity;
     let mut actions = Vec::new();
     let fault = primary.handle_answer(&bytes(&identity, &Message::Welcome(welcome)), now, &mut actions);
-    assert!(fault.unwrap_err().0.contains("session"), "named");
+    assert!(fault.unwrap_err().text.contains("session"), "named");
     assert_eq!(primary.state(), PrimaryState::Solo);
 }

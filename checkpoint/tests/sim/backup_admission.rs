@@ -147,7 +147,9 @@ impl BackupProcess {
         match sent.and_then(|()| greeted.channel.establish(None, Duration::ZERO)) {
             Ok(endpoint) => {
                 self.link = Some(Link { endpoint, number: identity.connection, fences: Vec::new() });
-                self.machine.handle_connected(env.now, &mut self.actions);
+                if !self.machine.handle_connected(env.now, &mut self.actions) {
+                    self.disconnect("given up meanwhile", env)?;
+                }
             }
             Err(error) => self.machine.handle_disconnected(&error.to_string(), env.now, &mut self.actions),
         }

@@ -270,7 +270,7 @@ impl BackupProcess {
     fn fence(&mut self, env: &mut Env) -> Step {
         if env.mutant(Mutant::TakeoverWithoutFence) {
             self.queue.pop_front();
-            self.machine.handle_fenced(env.now, &mut self.actions);
+            self.machine.handle_fenced(&mut self.actions);
             return self.called(env);
         }
         if let Some(link) = self.link.take() {
@@ -285,12 +285,12 @@ impl BackupProcess {
         self.queue.pop_front();
         env.trace(|| "backup: the fence stands".into());
         self.fenced = self.image.as_ref().map(Image::fingerprint);
-        self.machine.handle_fenced(env.now, &mut self.actions);
+        self.machine.handle_fenced(&mut self.actions);
         self.called(env)
     }
 
-    pub fn request_takeover(&mut self, force: bool, env: &mut Env) -> Result<(), String> {
-        let result = self.machine.request_takeover(force, env.now, &mut self.actions);
+    pub fn request_takeover(&mut self, force: bool) -> Result<(), String> {
+        let result = self.machine.request_takeover(force, &mut self.actions);
         self.queue.extend(self.actions.drain(..));
         result
     }

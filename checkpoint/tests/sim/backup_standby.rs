@@ -99,7 +99,7 @@ impl BackupProcess {
             env.trace(|| "backup: the activation fails".into());
             self.activation_failed = true;
             let why = "the standby does not start".to_owned();
-            self.machine.handle_activated(Err(why), env.now, &mut self.actions);
+            self.machine.handle_activated(Err(why), &mut self.actions);
             return self.called(env);
         }
         env.trace(|| format!("backup: the guest runs from epoch {epoch}"));
@@ -117,7 +117,7 @@ impl BackupProcess {
             }
         }
         self.activated = true;
-        self.machine.handle_activated(Ok(()), env.now, &mut self.actions);
+        self.machine.handle_activated(Ok(()), &mut self.actions);
         self.called(env)
     }
 

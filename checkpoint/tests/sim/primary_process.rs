@@ -155,7 +155,7 @@ impl PrimaryProcess {
                 let result = self.machine.handle_message(self.message.message(), env.now, &mut self.actions);
                 self.called(env)?;
                 if let Err(fault) = result {
-                    self.peer_fault(&fault.0, env)?;
+                    self.peer_fault(&fault.text, env)?;
                 }
             }
             Event::Fenced { .. } => env.oracle.violate("fabric", "a marker came to the primary".into()),
@@ -256,7 +256,9 @@ impl PrimaryProcess {
                 let staging = endpoint.register(self.sender.staging.clone()).expect("memory registers");
                 self.link = Some(Link { endpoint, staging, number });
                 env.trace(|| format!("primary: connection {number} stands"));
-                self.machine.handle_connected(env.now, &mut self.actions);
+                if !self.machine.handle_connected(env.now, &mut self.actions) {
+                    self.disconnect("given up meanwhile", env)?;
+                }
             }
             Err(error) => self.machine.handle_disconnected(&error.to_string(), env.now, &mut self.actions),
         }

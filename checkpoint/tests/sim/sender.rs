@@ -166,7 +166,7 @@ impl PrimaryProcess {
         match job.kind {
             Kind::Round { round } => {
                 let pages = job.pieces.len() as u64;
-                self.machine.round_posted(round, pages, env.now, &mut self.actions);
+                self.machine.round_posted(round, pages, &mut self.actions);
                 self.sender.round_done = Some(true);
             }
             Kind::Epoch { placed } => self.machine.epoch_posted(&placed, env.now, &mut self.actions),

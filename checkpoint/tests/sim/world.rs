@@ -264,7 +264,7 @@ impl World {
             Deed::Takeover => match &mut self.backup.process {
                 // Where nobody arbitrates the operator must know that the primary is dead.
                 Some(process) if env.scenario.shared_arbiter || !self.primary.alive => {
-                    process.request_takeover(false, env).is_ok()
+                    process.request_takeover(false).is_ok()
                 }
                 Some(_) => true,
                 None => false,
@@ -322,7 +322,7 @@ impl World {
     fn operator_takes_over(&mut self) {
         let protected = self.was_protected();
         if let Some(process) = self.backup.process.as_mut().filter(|_| protected) {
-            let _ = process.request_takeover(true, &mut self.env);
+            let _ = process.request_takeover(true);
         }
     }
 

@@ -29,14 +29,18 @@ struct Granted {
 }
 
 enum Role {
-    Initiator,
-    Responder { acceptor: Arc<Acceptor>, granted: Option<Granted> },
+    /// With so many data streams wanted.
+    Initiator {
+        streams: usize,
+    },
+    Responder {
+        acceptor: Arc<Acceptor>,
+        granted: Option<Granted>,
+    },
 }
 
 pub(super) struct TcpChannel {
     dialog: Dialog,
-    /// Data streams wanted.
-    streams: usize,
     role: Role,
 }
 
@@ -48,18 +52,17 @@ impl TcpChannel {
         streams: usize,
     ) -> Result<Self, TransportError> {
         let dialog = Dialog::connect(peer, MAGIC, timeout, config)?;
-        Ok(TcpChannel { dialog, streams, role: Role::Initiator })
+        Ok(TcpChannel { dialog, role: Role::Initiator { streams } })
     }
 
     pub(super) fn responder(
         socket: TcpStream,
         peer: SocketAddr,
         config: StreamConfig,
-        streams: usize,
         acceptor: Arc<Acceptor>,
     ) -> Result<Self, TransportError> {
         let dialog = Dialog::new(socket, peer, config)?;
-        Ok(TcpChannel { dialog, streams, role: Role::Responder { acceptor, granted: None } })
+        Ok(TcpChannel { dialog, role: Role::Responder { acceptor, granted: None } })
     }
 
     /// Opens the data streams, each with its preface.
@@ -158,26 +161,23 @@ impl Channel for TcpChannel {
     }
 
     fn offer(&mut self) -> Result<Vec<u8>, TransportError> {
-        if !matches!(self.role, Role::Initiator) {
+        let Role::Initiator { streams } = self.role else {
             return Err(TransportError::Invalid("only the initiator offers".into()));
-        }
+        };
         let heartbeat_every_us = self.dialog.config.heartbeat_every_us();
-        Ok(encode_offer(&Offer { streams: self.streams, heartbeat_every_us }))
+        Ok(encode_offer(&Offer { streams, heartbeat_every_us }))
     }
 
     fn answer(&mut self, offer: &[u8], arena: Arena) -> Result<Vec<u8>, TransportError> {
-        if matches!(self.role, Role::Initiator) {
+        let Role::Responder { acceptor, granted } = &mut self.role else {
             return Err(TransportError::Invalid("only the responder answers".into()));
-        }
+        };
         let offer = decode_offer(offer)?;
         self.dialog.check_heartbeat(offer.heartbeat_every_us)?;
         if arena.chunks().len() > MAX_CHUNKS {
             return Err(TransportError::Invalid(format!("an arena of more than {MAX_CHUNKS} chunks")));
         }
         let heartbeat_every_us = self.dialog.config.heartbeat_every_us();
-        let Role::Responder { acceptor, granted } = &mut self.role else {
-            return Err(TransportError::Invalid("only the responder answers".into()));
-        };
         let mut token = Token::default();
         getrandom::fill(&mut token)
             .map_err(|error| io_error("drawing a token")(std::io::Error::other(error.to_string())))?;
@@ -194,7 +194,7 @@ impl Channel for TcpChannel {
         timeout: Duration,
     ) -> Result<Arc<dyn Endpoint>, TransportError> {
         match (&mut self.role, answer) {
-            (Role::Initiator, Some(answer)) => {
+            (Role::Initiator { .. }, Some(answer)) => {
                 let answer = decode_answer(answer)?;
                 self.dialog.check_heartbeat(answer.heartbeat_every_us)?;
                 let data = self.open_data_streams(&answer, timeout)?;

@@ -128,7 +128,7 @@ impl Fabric for TcpFabric {
     fn listen(&self, address: SocketAddr) -> Result<Box<dyn Listener>, TransportError> {
         let config = self.config.stream();
         let listener = StreamListener::bind(address, wire::MAGIC, &config)?;
-        Ok(Box::new(TcpFabricListener { listener, config, streams: self.config.streams() }))
+        Ok(Box::new(TcpFabricListener { listener, config }))
     }
 }
 
@@ -136,14 +136,13 @@ impl Fabric for TcpFabric {
 struct TcpFabricListener {
     listener: StreamListener,
     config: StreamConfig,
-    streams: usize,
 }
 
 impl Listener for TcpFabricListener {
     fn accept(&mut self, timeout: Duration) -> Result<Option<Box<dyn Channel>>, TransportError> {
         let Some((socket, peer)) = self.listener.accept(timeout) else { return Ok(None) };
         let acceptor = Arc::clone(self.listener.acceptor());
-        let channel = TcpChannel::responder(socket, peer, self.config.clone(), self.streams, acceptor)?;
+        let channel = TcpChannel::responder(socket, peer, self.config.clone(), acceptor)?;
         Ok(Some(Box::new(channel)))
     }
 

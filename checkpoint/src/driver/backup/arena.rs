@@ -56,9 +56,9 @@ impl BackupArena {
 
 /// Allocates the memory that shadows a guest.
 pub trait ArenaProvider: Send {
-    /// Allocates memory of this layout and shape, all of it zero, without homes if they are copy-only. What an earlier call returned is
-    /// no longer in use by the driver, its standby is abandoned, and the file names may be used
-    /// again. After failure nothing is kept.
+    /// Allocates memory of this layout and shape, all of it zero, without homes if they are copy-only.
+    /// What an earlier call returned is no longer in use by the driver, its standby is abandoned, and the
+    /// file names may be used again. After failure nothing is kept.
     fn allocate(&mut self, layout: &GuestLayout, shape: &ArenaShape) -> Result<BackupArena, ArenaError>;
 }
 

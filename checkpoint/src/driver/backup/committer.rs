@@ -73,9 +73,7 @@ fn take_event(
             let bytes = message.message();
             let outcome = shared.step(|backup, now, actions| backup.handle_message(bytes, now, actions));
             if let Err(refusal) = outcome {
-                let why = refusal.text.clone();
-                shared.refuse_message(link, refusal);
-                shared.disconnect(link, &why);
+                shared.disconnect(link, &refusal.text);
             }
         }
         Ok(Event::Fenced { marker }) => {

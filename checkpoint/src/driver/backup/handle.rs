@@ -63,7 +63,7 @@ impl BackupHandle {
     /// dead, whatever the record of arbiter `none` says). Refused with the reason where there is
     /// nothing to resume. [`wait`](Self::wait) then tells what became of it.
     pub fn request_takeover(&self, force: bool) -> Result<(), String> {
-        self.shared.step(|backup, now, actions| backup.request_takeover(force, now, actions))
+        self.shared.step(|backup, _, actions| backup.request_takeover(force, actions))
     }
 
     /// Asks for the end: the image is dropped, the primary goes on alone. Idempotent; returns at

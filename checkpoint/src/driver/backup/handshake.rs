@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use romulus_transport::Channel;
+use romulus_transport::{Channel, TransportError};
 
 use super::arena::ArenaError;
 use super::homes::Homes;
@@ -14,7 +14,8 @@ use crate::driver::signal::lock;
 use crate::ids::Identity;
 use crate::layout::ArenaShape;
 use crate::metrics::Counter;
-use crate::wire::message::{ErrorCode, Hello, MachineIdentity, Message, decode, encode};
+use crate::wire::message::{ErrorCode, Hello, MachineIdentity, Message, answerable, decode, encode};
+use crate::wire::printable;
 
 /// Lines of a difference that are named.
 const LINES_NAMED: usize = 3;
@@ -25,7 +26,8 @@ pub(super) fn run(shared: &Arc<Shared>, mut channel: Box<dyn Channel>) {
     let peer = channel.peer();
     let (identity, hello) = match receive_hello(shared, &mut *channel) {
         Ok(received) => received,
-        Err(refusal) => return refuse(shared, &mut *channel, &Identity::default(), &refusal),
+        Err((Some(identity), refusal)) => return refuse(shared, &mut *channel, &identity, &refusal),
+        Err((None, refusal)) => return turn_away(shared, &*channel, &refusal),
     };
     let _admitting = lock(&shared.admitting);
     if let Err(refusal) = admit(shared, &identity, &hello) {
@@ -35,8 +37,9 @@ pub(super) fn run(shared: &Arc<Shared>, mut channel: Box<dyn Channel>) {
         // No action is carried out in here: a fence that waits for `exposing` holds up all others.
         let _exposing = lock(&shared.exposing);
         match welcome(shared, &mut *channel, &hello) {
-            Ok(Some(identity)) => establish(shared, channel, identity),
-            Ok(None) => Err("not welcome".into()),
+            Ok((identity, message)) => {
+                say(&mut *channel, &identity, &message).and_then(|()| establish(shared, channel, identity))
+            }
             Err(refusal) => {
                 refuse(shared, &mut *channel, &identity, &refusal);
                 Err(refusal.text)
@@ -58,26 +61,36 @@ fn refusal(code: ErrorCode, text: impl Into<String>) -> Refusal {
     Refusal { code, text: text.into() }
 }
 
-fn refuse(shared: &Shared, channel: &mut dyn Channel, identity: &Identity, refusal: &Refusal) {
+/// Without a word: for whom there is no answer.
+fn turn_away(shared: &Shared, channel: &dyn Channel, refusal: &Refusal) {
     shared.metrics.count(Counter::Refusals, 1);
     shared.note(&format!("refused {}: {refusal}", channel.peer()));
+}
+
+fn refuse(shared: &Shared, channel: &mut dyn Channel, identity: &Identity, refusal: &Refusal) {
+    turn_away(shared, channel, refusal);
     let mut bytes = Vec::new();
     encode(identity, &Message::Error { code: refusal.code, text: refusal.text.clone() }, &mut bytes);
     // It may be gone already; there is nobody else to tell.
     let _ = channel.send(&bytes);
 }
 
-fn receive_hello(shared: &Shared, channel: &mut dyn Channel) -> Result<(Identity, Hello), Refusal> {
+/// The Hello of a stranger; on `Err` also the identity to answer under, if there is anybody who would
+/// understand an answer.
+fn receive_hello(
+    shared: &Shared,
+    channel: &mut dyn Channel,
+) -> Result<(Identity, Hello), (Option<Identity>, Refusal)> {
     let bytes = channel
         .receive(shared.options.handshake_timeout)
-        .map_err(|error| refusal(ErrorCode::Malformed, error.to_string()))?;
+        .map_err(|error| (None, refusal(ErrorCode::Malformed, error.to_string())))?;
     match decode(&bytes) {
         Ok((identity, Message::Hello(hello))) => Ok((identity, hello)),
-        Ok(_) => Err(refusal(ErrorCode::Violation, "the first message must be a Hello")),
-        Err(error @ crate::wire::message::DecodeError::Version { .. }) => {
-            Err(refusal(ErrorCode::Version, error.to_string()))
+        Ok(_) => {
+            let text = "the first message must be a Hello";
+            Err((answerable(&bytes), refusal(ErrorCode::Violation, text)))
         }
-        Err(error) => Err(refusal(ErrorCode::Malformed, error.to_string())),
+        Err(error) => Err((answerable(&bytes), refusal(error.code(), error.to_string()))),
     }
 }
 
@@ -144,19 +157,35 @@ fn prepare(shared: &Shared, hello: &Hello, shape: &ArenaShape) -> Result<(), Ref
     Ok(())
 }
 
-/// Exposes the arena and says Welcome; `None` when the machine says something else.
-fn welcome(shared: &Shared, channel: &mut dyn Channel, hello: &Hello) -> Result<Option<Identity>, Refusal> {
+/// Exposes the arena; what the machine says to that.
+fn welcome(
+    shared: &Shared,
+    channel: &mut dyn Channel,
+    hello: &Hello,
+) -> Result<(Identity, Message), Refusal> {
     if matches!(shared.progress().0, BackupState::TakingOver | BackupState::Active) {
         return Err(refusal(ErrorCode::NotGranted, "a takeover has begun"));
     }
     let lent = shared.lent().ok_or_else(|| refusal(ErrorCode::StandbyFailed, "there is no arena"))?;
-    let text = |error: romulus_transport::TransportError| refusal(ErrorCode::Malformed, error.to_string());
-    let answer = channel.answer(&hello.fabric_offer, lent.arena.clone()).map_err(text)?;
-    let (identity, message) = shared.call(|backup, now, actions| backup.welcome(hello, answer, now, actions));
+    let answer = channel.answer(&hello.fabric_offer, lent.arena.clone()).map_err(not_answered)?;
+    Ok(shared.call(|backup, now, actions| backup.welcome(hello, answer, now, actions)))
+}
+
+/// Sends it; `Err` also when it is no Welcome.
+fn say(channel: &mut dyn Channel, identity: &Identity, message: &Message) -> Result<(), String> {
     let mut bytes = Vec::new();
-    encode(&identity, &message, &mut bytes);
-    channel.send(&bytes).map_err(text)?;
-    Ok(matches!(message, Message::Welcome(_)).then_some(identity))
+    encode(identity, message, &mut bytes);
+    channel.send(&bytes).map_err(|error| error.to_string())?;
+    if matches!(message, Message::Welcome(_)) { Ok(()) } else { Err("not welcome".into()) }
+}
+
+/// The fabric has no answer to the primary's offer: for what is wrong with that, or for a reason of this
+/// host's own.
+fn not_answered(error: TransportError) -> Refusal {
+    match error {
+        TransportError::Handshake(_) => refusal(ErrorCode::Malformed, error.to_string()),
+        error => refusal(ErrorCode::StandbyFailed, format!("the arena cannot be exposed: {error}")),
+    }
 }
 
 /// Finishes the channel and makes it the connection.
@@ -165,10 +194,17 @@ fn establish(shared: &Shared, channel: Box<dyn Channel>, identity: Identity) -> 
     let usual = shared.options.handshake_timeout;
     let patience = shared.call(|backup, _, _| backup.handshake_patience(usual));
     let endpoint = channel.establish(None, patience).map_err(|error| error.to_string())?;
-    *lock(&shared.link) = Some(Arc::new(Link { identity, endpoint, peer }));
+    {
+        // At once: nobody hears or says anything on it before the machine knows it.
+        let mut link = lock(&shared.link);
+        if !shared.call(|backup, now, actions| backup.handle_connected(now, actions)) {
+            endpoint.close();
+            return Err("it was given up meanwhile".into());
+        }
+        *link = Some(Arc::new(Link { identity, endpoint, peer }));
+    }
     shared.heard();
     lock(&shared.view).connections += 1;
-    shared.call(|backup, now, actions| backup.handle_connected(now, actions));
     Ok(())
 }
 
@@ -186,7 +222,8 @@ pub(super) fn difference(guest: &MachineIdentity, standby: &MachineIdentity) -> 
     };
     for (who, lines) in [("guest", only(guest, standby)), ("standby", only(standby, guest))] {
         if !lines.is_empty() {
-            let named = lines.iter().take(LINES_NAMED).map(|line| format!("`{line}`")).collect::<Vec<_>>();
+            let named = lines.iter().take(LINES_NAMED).map(|line| format!("`{}`", printable(line)));
+            let named = named.collect::<Vec<_>>();
             let more = lines.len().saturating_sub(LINES_NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             parts.push(format!("only the {who} has {}{more}", named.join(", ")));
@@ -208,6 +245,15 @@ mod tests {
     }
 
     #[test]
+    fn what_fails_on_this_host_is_not_blamed_on_the_primary() {
+        let offer = not_answered(TransportError::Handshake("version 9".into()));
+        assert_eq!(offer.code, ErrorCode::Malformed);
+        let own = not_answered(TransportError::Registration("the limit of locked memory".into()));
+        assert_eq!(own.code, ErrorCode::StandbyFailed);
+        assert!(own.text.contains("locked memory"), "{own}");
+    }
+
+    #[test]
     fn a_difference_is_named_line_by_line() {
         let guest = machine("QEMU 7.2.17", &["machine q35", "cpu max", "netdev tap"]);
         assert_eq!(difference(&guest, &guest.clone()), None);
@@ -220,6 +266,8 @@ mod tests {
         );
         let text = difference(&guest, &machine("QEMU 8.0", &["machine q35", "cpu max", "netdev tap"]));
         assert!(text.is_some_and(|text| text.contains("QEMU 7.2.17") && text.contains("QEMU 8.0")));
+        let text = difference(&guest, &machine("QEMU 7.2.17", &["cpu \x1b[2Jmax\n"])).unwrap_or_default();
+        assert!(text.contains("`cpu  [2Jmax `") && !text.contains(char::is_control), "{text:?}");
         let swapped = machine("QEMU 7.2.17", &["cpu max", "machine q35", "netdev tap"]);
         assert!(difference(&guest, &swapped).is_some());
     }

@@ -5,6 +5,7 @@ use romulus_transport::Memory;
 
 use super::arena::BackupArena;
 use crate::PAGE_BYTES;
+use crate::driver::borders::Borders;
 use crate::ids::PageIndex;
 use crate::layout::{ArenaShape, GuestLayout};
 use crate::placement::committed::HomingCopy;
@@ -15,8 +16,7 @@ use crate::standby::CopyOnlyHomes;
 pub(super) struct Homes {
     first_spare: u64,
     spares: Memory,
-    /// The page after each region's last.
-    ends: Vec<u64>,
+    borders: Borders,
     homes: CopyOnlyHomes,
 }
 
@@ -48,13 +48,8 @@ impl Homes {
         if !lengths.eq(homes.regions.iter().map(|memory| memory.len_bytes() as u64)) {
             return Err("the standby's memory does not have the lengths of the guest's".into());
         }
-        let mut end = 0;
-        let ends = layout.regions.iter().map(|region| {
-            end += region.pages;
-            end
-        });
-        let ends = ends.collect();
-        Ok(Self { first_spare: shape.pages, spares: arena.spares.clone(), ends, homes })
+        let borders = Borders::new(layout);
+        Ok(Self { first_spare: shape.pages, spares: arena.spares.clone(), borders, homes })
     }
 
     /// Makes one copy from a spare frame home; `false` when one of them does not exist. What the
@@ -72,10 +67,8 @@ impl Homes {
     }
 
     fn locate(&self, page: PageIndex) -> Option<(&Memory, usize)> {
-        let region = self.ends.partition_point(|end| *end <= page.0);
-        let memory = self.homes.regions.get(region)?;
-        let first = region.checked_sub(1).map_or(0, |before| self.ends[before]);
-        Some((memory, ((page.0 - first) * PAGE_BYTES) as usize))
+        let (region, pages) = self.borders.find(page.0)?;
+        Some((self.homes.regions.get(region)?, ((page.0 - pages.start) * PAGE_BYTES) as usize))
     }
 }
 

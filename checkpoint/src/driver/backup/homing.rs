@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
+use super::status::BackupOutcome;
 use crate::metrics::{Counter, Phase};
 
 /// Longest sleep without a look.
@@ -18,16 +19,18 @@ pub(super) fn run(shared: &Shared) {
         let seen = shared.wake_homing.seen();
         loop {
             let began = Instant::now();
-            shared.call(|backup, _, _| {
+            // Of one moment: the memory is that of the image that the copies belong to.
+            let lent = shared.call(|backup, _, _| {
                 batch.extend(std::iter::from_fn(|| backup.next_homing()).take(BATCH));
+                shared.lent()
             });
             if batch.is_empty() {
                 break;
             }
-            if let Some(lent) = shared.lent() {
-                batch.iter().for_each(|copy| {
-                    lent.homes.copy_home(copy);
-                });
+            if !lent.is_some_and(|lent| batch.iter().all(|copy| lent.homes.copy_home(copy))) {
+                // The machine has checked each. One that was not made must not count as one.
+                let why = "a page to be copied home lies outside the memory lent";
+                return shared.finish(BackupOutcome::Failed(why.into()));
             }
             let copies = batch.len();
             shared.call(|backup, now, actions| {

@@ -13,7 +13,7 @@ use super::homes::Homes;
 use super::options::{BackupOptions, BackupParts};
 use super::status::{BackupOutcome, TakeoverStatus, state_name};
 use crate::arbiter::{Arbiter, Record};
-use crate::backup::{Actions, Backup, BackupAction, BackupReport, BackupState, Refusal};
+use crate::backup::{Actions, Backup, BackupAction, BackupReport, BackupState};
 use crate::driver::Clock;
 use crate::driver::journal::Journal;
 use crate::driver::signal::{Signal, lock};
@@ -285,28 +285,10 @@ impl Shared {
             lock(&self.slots_seen)[epoch.0 as usize % SLOTS_SEEN] = Some(*header);
         }
         let transfers = &performer.transfers[..];
-        let outcome = self.call(|backup, now, actions| backup.handle_slot(found, transfers, now, actions));
-        match outcome {
-            Ok(()) => self.metrics.record(Phase::BackupCommit, began.elapsed()),
-            Err(refusal) => self.refuse(identity, refusal, performer),
+        // What is refused is answered by actions of the machine.
+        if self.call(|backup, now, actions| backup.handle_slot(found, transfers, now, actions)).is_ok() {
+            self.metrics.record(Phase::BackupCommit, began.elapsed());
         }
-    }
-
-    /// The peer broke the rules: says so and closes.
-    fn refuse(&self, identity: &Identity, refusal: Refusal, performer: &mut Performer) {
-        self.metrics.count(Counter::Refusals, 1);
-        self.note(&format!("refused: {refusal}"));
-        let error = Message::Error { code: refusal.code, text: refusal.text };
-        self.send(identity, &error, performer);
-        if let Some(link) = self.link() {
-            link.endpoint.close();
-        }
-    }
-
-    /// As [`refuse`](Self::refuse), for a message.
-    pub fn refuse_message(&self, link: &Link, refusal: Refusal) {
-        self.perform();
-        self.refuse(&link.identity, refusal, &mut lock(&self.performing));
     }
 
     /// Nothing the primary sends can land any more, and no homing copy runs.
@@ -336,14 +318,15 @@ impl Shared {
             }
         }
         self.metrics.record(Phase::Fence, fenced.since(now));
-        self.call(|backup, now, actions| backup.handle_fenced(now, actions));
+        self.call(|backup, _, actions| backup.handle_fenced(actions));
     }
 
-    /// Waits until no homing copy runs.
+    /// Waits until no homing copy runs, or the driver is over: then nothing is begun any more that
+    /// counts on it.
     pub fn quiesce_homing(&self) {
         loop {
             let seen = self.homing_done.seen();
-            if self.call(|backup, _, _| backup.quiesce_homing()) {
+            if self.call(|backup, _, _| backup.quiesce_homing()) || self.is_over() {
                 return;
             }
             self.homing_done.wait(seen, std::time::Duration::from_millis(10));
@@ -362,16 +345,20 @@ impl Shared {
         }
     }
 
-    /// The state of a committed epoch, copied out of its slot.
+    /// The state of a committed epoch, copied out of its slot. The copy is checked against the header
+    /// as it was when the epoch was committed: the primary could write to the slot since then.
     pub fn read_state(&self, epoch: Epoch) -> Result<Vec<u8>, String> {
         let header = lock(&self.slots_seen)[epoch.0 as usize % SLOTS_SEEN];
         let header = header.filter(|header| header.epoch == epoch);
         let (Some(header), Some(lent)) = (header, self.lent()) else {
             return Err(format!("the state of epoch {epoch} is not here"));
         };
-        let mut state = vec![0; header.state_bytes as usize];
-        lent.slot(epoch).read(header.state_offset_bytes as usize, &mut state);
-        Ok(state)
+        slot::read_state(&lent.slot(epoch), &header).map_err(|error| {
+            format!(
+                "the state of epoch {epoch} was changed in this host's memory after it was committed, and \
+                 nothing is started from it ({error}): look for faulty memory here and for a faulty primary"
+            )
+        })
     }
 
     fn report(&self, report: &BackupReport) {

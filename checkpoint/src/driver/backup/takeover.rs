@@ -59,7 +59,7 @@ fn take_over(shared: &Shared, epoch: Epoch, displaced: &[HomingCopy]) {
     shared.metrics.record(Phase::Activate, now.since(granted));
     lock(&shared.view).takeover = Some(takeover);
     let failure = outcome.as_ref().err().cloned();
-    shared.step(|backup, now, actions| backup.handle_activated(outcome, now, actions));
+    shared.step(|backup, _, actions| backup.handle_activated(outcome, actions));
     match failure {
         None => {
             if shared.lent().is_some_and(|lent| lent.shape.copy_only_homes) {

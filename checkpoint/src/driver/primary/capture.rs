@@ -13,7 +13,7 @@ use super::shared::Shared;
 use super::status::PrimaryOutcome;
 use crate::extent::Extent;
 use crate::guest::{Guest, GuestError, GuestEvent};
-use crate::ids::Time;
+use crate::ids::{Identity, Time};
 use crate::metrics::Counter;
 use crate::primary::{PrimaryState, Work};
 use crate::wire::message::ByeReason;
@@ -154,9 +154,12 @@ impl Capture {
                 self.shared.wake_capture.wait(seen, self.shared.options.poll_every);
                 continue;
             }
-            match self.shared.call(|primary, now, _| primary.next_work(now)) {
+            // The connection that work is given for is the one of that moment.
+            let (work, identity) =
+                self.shared.call(|primary, now, _| (primary.next_work(now), primary.identity()));
+            match work {
                 Work::Wait { until } => self.wait(seen, until),
-                Work::Round { round, everything } => self.round(round, everything),
+                Work::Round { round, everything } => self.round(&identity, round, everything),
                 Work::Part => self.part(),
                 Work::Checkpoint { last } => self.checkpoint(last),
             }
@@ -285,8 +288,8 @@ impl Capture {
     }
 
     /// Hands a synchronization round to the sender and waits for it to be posted; with copy-only
-    /// homes tells the machine its pages.
-    fn round(&mut self, round: u64, everything: bool) {
+    /// homes tells the machine its pages. It was asked for under `identity`.
+    fn round(&mut self, identity: &Identity, round: u64, everything: bool) {
         if let Err((what, error)) = self.prepare_round(everything) {
             let dirty = self.tools.dirty.extents();
             self.shared.call(|primary, _, _| primary.round_failed(round, dirty));
@@ -294,7 +297,7 @@ impl Capture {
             return self.guest_failed(what, &error);
         }
         if self.shared.shape.copy_only_homes {
-            return self.list_round(round, everything);
+            return self.list_round(identity, round, everything);
         }
         let Some(mut job) = self.shared.jobs.take_free(Duration::from_secs(1)) else {
             let dirty = self.tools.dirty.extents();
@@ -303,8 +306,7 @@ impl Capture {
         };
         self.failures = 0;
         self.last_begin = None;
-        let identity = self.shared.call(|primary, _, _| primary.identity());
-        job.kind = Kind::Round { identity, round, everything };
+        job.kind = Kind::Round { identity: *identity, round, everything };
         job.extents.clear();
         if everything {
             self.guest.populated(&mut job.extents);

@@ -6,11 +6,12 @@ use super::capture::{Capture, Tools};
 use super::jobs::{Job, Kind};
 use super::options::CaptureMode;
 use super::pause::{NotPaused, Paused};
+use super::plan::Plan;
 use super::shared::Shared;
 use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
 use crate::guest::GuestError;
-use crate::ids::Time;
+use crate::ids::{Identity, Time};
 use crate::metrics::{Counter, Phase, Quantity};
 use crate::primary::{NotTaken, PlacedEpoch};
 use crate::wire::slot;
@@ -20,6 +21,10 @@ pub(super) const JOB_WAIT: Duration = Duration::from_millis(5);
 /// Longest that a guest stays paused while staging memory or direct sending makes no progress;
 /// then the connection is given up.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const STUCK_LOOK: Duration = Duration::from_millis(250);
+/// Longest write of direct sending: what is sent up to a marker consists of whole writes.
+const DIRECT_PAGES: u64 = PIECE_BYTES / PAGE_BYTES;
 
 /// What came of a pause.
 pub(super) enum Captured {
@@ -206,16 +211,7 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
     job.kind = Kind::Epoch(placed);
     job.writes.clear();
     if shared.options.capture == CaptureMode::Direct {
-        if let Some(link) = shared.link() {
-            tools.plan.direct(u64::MAX, &link.guest, &shared.borders, &shared.shape, &mut job.writes);
-        }
-        let number = shared.jobs.submit(job);
-        let begun = Instant::now();
-        while !shared.jobs.wait_finished(number, STUCK_AFTER) {
-            if begun.elapsed() >= STUCK_AFTER {
-                shared.close_link("the pages of a paused guest do not get away");
-            }
-        }
+        send_directly(shared, &mut tools.plan, job, &placed.identity);
         return Captured::Sent;
     }
     while tools.plan.pages_left() > 0 {
@@ -224,8 +220,8 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
         }
         // Without one the connection is gone or was given up: nothing of this epoch will be sent. The
         // piece comes last: one that was taken would have to be given back.
-        let Some(link) = shared.link() else { break };
-        let Some(mut piece) = wait_for_piece(shared) else { break };
+        let Some(link) = shared.link_of(&placed.identity) else { break };
+        let Some(mut piece) = wait_for_piece(shared, &placed.identity) else { break };
         piece.identity = placed.identity;
         tools.copies.clear();
         tools.plan.stage(&mut piece, link.staging, &shared.borders, &shared.shape, &mut tools.copies);
@@ -238,11 +234,33 @@ pub(super) fn take_pages(shared: &Shared, tools: &mut Tools, mut job: Job, place
     Captured::Taken(job)
 }
 
+/// Sends all pages from the memory of the guest, which is paused until they have left.
+fn send_directly(shared: &Shared, plan: &mut Plan, mut job: Job, identity: &Identity) {
+    if let Some(link) = shared.link_of(identity) {
+        while plan.pages_left() > 0 {
+            plan.direct(DIRECT_PAGES, &link.guest, &shared.borders, &shared.shape, &mut job.writes);
+        }
+    }
+    let number = shared.jobs.submit(job);
+    let mut last = (shared.jobs.departed(), Instant::now());
+    while !shared.jobs.wait_finished(number, STUCK_LOOK) {
+        let departed = shared.jobs.departed();
+        if departed != last.0 {
+            last = (departed, Instant::now());
+        } else if last.1.elapsed() >= STUCK_AFTER {
+            if let Some(link) = shared.link_of(identity) {
+                shared.close_link(&link, "the pages of a paused guest do not get away");
+            }
+            last.1 = Instant::now();
+        }
+    }
+}
+
 /// Sends the next pages straight from the paused guest's memory if the fabric takes them at once:
 /// then the fabric's own copy is the only one. False when it did not take all that was offered.
 fn send_now(shared: &Shared, tools: &mut Tools, placed: &PlacedEpoch) -> bool {
     // What was handed to the sender, the epoch before above all, goes first.
-    let link = shared.link().filter(|link| link.carries(&placed.identity) && !link.guest.is_empty());
+    let link = shared.link_of(&placed.identity).filter(|link| !link.guest.is_empty());
     let Some(link) = link.filter(|_| shared.jobs.all_posted()) else { return false };
     let begin = tools.plan.place();
     tools.direct.clear();
@@ -270,17 +288,18 @@ fn send_or_keep(shared: &Shared, job: &mut Job, piece: Piece, last: bool) {
     }
 }
 
-/// Waits until the sender has freed a piece; gives the connection up, and `None`, when none is freed
-/// for long.
-fn wait_for_piece(shared: &Shared) -> Option<Piece> {
+/// Waits until the sender has freed a piece. `None` when the connection of that identity is gone; it is
+/// given up when none is freed for long.
+fn wait_for_piece(shared: &Shared, identity: &Identity) -> Option<Piece> {
     let begun = Instant::now();
     loop {
         let seen = shared.staging.freed.seen();
         if let Some(piece) = shared.staging.take() {
             return Some(piece);
         }
+        let link = shared.link_of(identity)?;
         if begun.elapsed() >= STUCK_AFTER {
-            shared.close_link("staging memory is not freed");
+            shared.close_link(&link, "staging memory is not freed");
             return None;
         }
         shared.staging.freed.wait(seen, JOB_WAIT);

@@ -101,15 +101,24 @@ fn shake_hands(
     let identity = shared.call(|primary, _, _| primary.identity());
     let link = Link::new(identity, endpoint, shared).map_err(text)?;
     {
+        // At once: nobody hears or says anything on it before the machine knows it.
+        let mut current = lock(&shared.link);
+        if !shared.call(|primary, now, actions| primary.handle_connected(now, actions)) {
+            link.endpoint.close();
+            return Err("the connection was given up meanwhile".into());
+        }
+        *current = Some(Arc::new(link));
+    }
+    {
         let mut view = lock(&shared.view);
         if view.connections > 0 {
             shared.metrics.count(Counter::Reconnects, 1);
         }
         view.connections += 1;
     }
-    *lock(&shared.link) = Some(Arc::new(link));
     shared.note(&format!("connected to {}", options.peer));
-    shared.step(|primary, now, actions| primary.handle_connected(now, actions));
+    shared.perform();
+    shared.wake_capture.notify();
     shared.wake_control.notify();
     Ok(())
 }

@@ -62,15 +62,13 @@ fn take_event(shared: &Shared, link: &Arc<Link>, message: &mut MessageBuffer, ti
     }
 }
 
-/// The connection is gone: makes sure of it, then tells the machine.
+/// The connection is gone: makes sure of it, then tells the machine. While it is in `link` the
+/// `connector` makes no other, which the machine would take this end for.
 fn disconnect(shared: &Shared, link: &Arc<Link>, why: &str) {
     link.endpoint.close();
-    {
-        let mut view = lock(&shared.view);
-        view.bytes_of_closed_links += link.endpoint.bytes_written();
-    }
-    *lock(&shared.link) = None;
     shared.note(&format!("connection lost: {why}"));
     shared.step(|primary, now, actions| primary.handle_disconnected(why, now, actions));
+    lock(&shared.view).bytes_of_closed_links += link.endpoint.bytes_written();
+    *lock(&shared.link) = None;
     shared.wake_control.notify();
 }

@@ -28,6 +28,8 @@ pub(super) struct CopyItem {
 pub(super) const MAX_ITEM_BYTES: u64 = 128 << 10;
 /// Items that a thread takes at a time.
 const BATCH: usize = 16;
+/// Longest wait for the workers without a look whether they live.
+const LOOK: Duration = Duration::from_millis(100);
 
 struct Pool {
     regions: Vec<Memory>,
@@ -115,6 +117,9 @@ impl Copier {
     }
 
     /// Makes all copies, which belong to an epoch of `pages` pages. The list comes back as it was.
+    ///
+    /// # Panics
+    /// If a worker has: the guest is paused, and nobody else would notice.
     pub fn copy(&self, items: &mut Vec<CopyItem>, pages: u64) {
         if self.workers.is_empty() || pages < self.parallel_from_pages {
             return self.pool.copy_all(items);
@@ -124,14 +129,19 @@ impl Copier {
         self.pool.working.store(self.workers.len(), Ordering::Release);
         self.pool.begin.notify();
         self.pool.copy_share(&self.pool.items.read().unwrap_or_else(PoisonError::into_inner));
+        self.wait_for_workers();
+        self.exchange(items);
+    }
+
+    fn wait_for_workers(&self) {
         loop {
             let seen = self.pool.done.seen();
             if self.pool.working.load(Ordering::Acquire) == 0 {
-                break;
+                return;
             }
-            self.pool.done.wait(seen, Duration::MAX);
+            assert!(!self.workers.iter().any(JoinHandle::is_finished), "a copying thread has panicked");
+            self.pool.done.wait(seen, LOOK);
         }
-        self.exchange(items);
     }
 
     fn exchange(&self, items: &mut Vec<CopyItem>) {
@@ -154,6 +164,23 @@ impl Drop for Copier {
 mod tests {
     use super::*;
     use crate::driver::threads::NoThreadSetup;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn i8_a_worker_that_is_gone_is_not_waited_for() {
+        let setup: Arc<dyn ThreadSetup> = Arc::new(|name: &str| assert!(name.is_empty(), "asked to panic"));
+        let memory = Memory::anonymous(1 << 20);
+        let copier =
+            Copier::new(vec![memory.clone()], memory, 2, 1, Duration::ZERO, &setup).expect("threads start");
+        let (done, is_done) = channel::<()>();
+        let paused = std::thread::spawn(move || {
+            let _done = done;
+            copier.copy(&mut vec![CopyItem { region: 0, from: 0, to: 8192, len_bytes: 4096 }], 1);
+        });
+        let ended = is_done.recv_timeout(Duration::from_secs(60));
+        assert_eq!(ended, Err(std::sync::mpsc::RecvTimeoutError::Disconnected), "it waits for ever");
+        assert!(paused.join().is_err(), "nobody is told that pages were not copied");
+    }
 
     #[test]
     fn every_item_is_copied_by_any_number_of_threads() {

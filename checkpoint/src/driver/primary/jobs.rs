@@ -110,6 +110,8 @@ pub(super) struct Jobs {
     /// Tasks handed over and not yet posted.
     unposted: AtomicU64,
     finished: AtomicU64,
+    /// Counts what has left local memory, up to a marker each.
+    departed: AtomicU64,
     closed: AtomicBool,
     /// Something waits, or the end has come.
     pub wake_sender: Signal,
@@ -136,6 +138,7 @@ impl Jobs {
             submitted: AtomicU64::new(0),
             unposted: AtomicU64::new(0),
             finished: AtomicU64::new(0),
+            departed: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             wake_sender: Signal::new(spin),
             freed: Signal::new(spin),
@@ -192,6 +195,16 @@ impl Jobs {
         lock(&self.free).push(job);
         self.finished.store(number, Ordering::Release);
         self.freed.notify();
+    }
+
+    /// Sender: so much more has left local memory, up to a marker each.
+    pub fn depart(&self, flights: u64) {
+        self.departed.fetch_add(flights, Ordering::AcqRel);
+    }
+
+    /// Grows whenever something has left local memory.
+    pub fn departed(&self) -> u64 {
+        self.departed.load(Ordering::Acquire)
     }
 
     /// Waits until job `number` is finished, at most for `timeout`. True also when no job will

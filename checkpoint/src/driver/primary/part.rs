@@ -6,25 +6,23 @@ use std::sync::atomic::Ordering;
 
 use super::capture::Capture;
 use super::checkpoint::{Captured, JOB_WAIT, take_pages};
-use super::round::is_fresh;
 use super::shared::Shared;
 use super::staging::PIECE_BYTES;
 use crate::PAGE_BYTES;
 use crate::driver::zero::is_zero_page;
 use crate::extent::Extent;
-use crate::ids::PageIndex;
+use crate::ids::{Identity, Incarnation, PageIndex};
 use crate::metrics::{Counter, Quantity};
 
 impl Capture {
-    /// Tells the machine which pages a round has.
-    pub(super) fn list_round(&mut self, round: u64, everything: bool) {
+    /// Tells the machine which pages a round has that was asked for under `identity`.
+    pub(super) fn list_round(&mut self, identity: &Identity, round: u64, everything: bool) {
         let shared = &*self.shared;
         self.failures = 0;
         self.last_begin = None;
         let mut pages = Vec::new();
         if everything {
-            let identity = shared.call(|primary, _, _| primary.identity());
-            if is_fresh(identity.incarnation, identity.connection) {
+            if identity.incarnation == Incarnation::of_new_arena(identity.connection) {
                 // The backup's homes are zero as well.
                 let mut populated = Vec::new();
                 self.guest.populated(&mut populated);

@@ -7,37 +7,14 @@ use romulus_transport::{RegionId, Write};
 use super::copy::{CopyItem, MAX_ITEM_BYTES};
 use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
+use crate::driver::borders::Borders;
 use crate::extent::Transfer;
 use crate::ids::FrameIndex;
-use crate::layout::{ArenaShape, GuestLayout};
+use crate::layout::ArenaShape;
 
-/// Where each region begins and ends, in pages; the last end is P.
-#[derive(Clone, Debug)]
-pub(super) struct Borders {
-    ends: Vec<u64>,
-}
-
-impl Borders {
-    pub fn new(layout: &GuestLayout) -> Self {
-        let mut end = 0;
-        let ends = layout.regions.iter().map(|region| {
-            end += region.pages;
-            end
-        });
-        Self { ends: ends.collect() }
-    }
-
-    /// The region of a page: its index, its first page, the page after its last.
-    pub fn region(&self, page: u64) -> (usize, u64, u64) {
-        let index = self.ends.partition_point(|end| *end <= page);
-        let first = if index == 0 { 0 } else { self.ends[index - 1] };
-        (index, first, self.ends[index])
-    }
-
-    /// The frame after the last of the arena's chunk that `frame` lies in.
-    fn chunk_end(&self, frame: u64, shape: &ArenaShape) -> u64 {
-        if frame < shape.pages { self.region(frame).2 } else { shape.frames() }
-    }
+/// The frame after the last of the arena's chunk that `frame` lies in.
+fn chunk_end(frame: u64, borders: &Borders, shape: &ArenaShape) -> u64 {
+    if frame < shape.pages { borders.region(frame).2 } else { shape.frames() }
 }
 
 /// The order in which an epoch's pages are sent, and how far it has been carried out. Reused.
@@ -140,7 +117,7 @@ impl Plan {
         let page = transfer.first_page.0 + self.pages_done;
         let frame = transfer.first_frame.0 + self.pages_done;
         let (region, first, end) = borders.region(page);
-        let chunk_end = borders.chunk_end(frame, shape);
+        let chunk_end = chunk_end(frame, borders, shape);
         let left = transfer.pages - self.pages_done;
         let pages = left.min(end - page).min(chunk_end - frame).min(most);
         if pages == left {
@@ -204,7 +181,7 @@ impl<'a> Joiner<'a> {
 mod tests {
     use super::*;
     use crate::ids::{Identity, PageIndex};
-    use crate::layout::Region;
+    use crate::layout::{GuestLayout, Region};
 
     fn fixture() -> (Borders, ArenaShape) {
         let region = |name: &str, pages| Region { name: name.into(), pages };

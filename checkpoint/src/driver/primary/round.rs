@@ -23,15 +23,6 @@ const BATCH: usize = 64;
 /// Longest wait for staging memory that makes no progress.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
-/// Incarnations made on connection n begin at n times this.
-const INCARNATIONS_A_CONNECTION: u64 = 256;
-
-/// Whether an incarnation is the first one made on a connection: then the arena behind it is new,
-/// and all zero.
-pub(super) fn is_fresh(incarnation: Incarnation, connection: ConnectionNumber) -> bool {
-    incarnation.0 == connection.0.saturating_mul(INCARNATIONS_A_CONNECTION)
-}
-
 /// Which home frames of the backup's arena may hold anything but zeros.
 #[derive(Debug, Default)]
 struct Written {
@@ -117,7 +108,7 @@ impl Rounds {
                 shared.metrics.count(Counter::PagesSent, sent);
                 shared.metrics.count(Counter::BytesSent, sent * PAGE_BYTES);
                 shared.metrics.record_quantity(Quantity::SyncRoundPages, sent);
-                shared.step(|primary, now, actions| primary.round_posted(round, pages, now, actions));
+                shared.step(|primary, _, actions| primary.round_posted(round, pages, actions));
                 Some(marker)
             }
             Err(cause) => {
@@ -144,7 +135,7 @@ impl Rounds {
         let connection = link.identity.connection;
         if self.written.connection != Some(connection) {
             self.written.connection = Some(connection);
-            if is_fresh(link.identity.incarnation, connection) {
+            if link.identity.incarnation == Incarnation::of_new_arena(connection) {
                 self.written.bits.fill(0);
             }
         }

@@ -11,8 +11,9 @@ use super::jobs::{Job, Kind, Task};
 use super::link::Link;
 use super::round::{Order, Rounds};
 use super::shared::Shared;
-use super::staging::Piece;
+use super::staging::{PIECE_BYTES, Piece};
 use crate::PAGE_BYTES;
+use crate::ids::ConnectionNumber;
 use crate::metrics::{Counter, Phase};
 use crate::primary::PlacedEpoch;
 use crate::wire::message::PART_MARKER;
@@ -26,6 +27,10 @@ const JOB_WAIT: Duration = Duration::from_millis(500);
 /// Pieces that share a marker: each marker costs a system call on every stream, and wakes the
 /// backup's committer.
 const PIECES_A_MARKER: usize = 4;
+/// As many bytes sent from guest memory share one.
+const DIRECT_BYTES_A_MARKER: u64 = PIECES_A_MARKER as u64 * PIECE_BYTES;
+/// Markers behind data sent from guest memory that may be on their way.
+const DIRECT_MARKERS: usize = 4;
 
 /// What is on its way, up to a marker.
 struct InFlight {
@@ -45,6 +50,8 @@ pub(super) struct Sender {
     last_writes: Vec<Write>,
     rounds: Rounds,
     parts: u64,
+    /// The connection that was given up last, and told of.
+    given_up: Option<ConnectionNumber>,
 }
 
 impl Sender {
@@ -58,6 +65,7 @@ impl Sender {
             last_writes: Vec::new(),
             rounds,
             parts: 0,
+            given_up: None,
         }
     }
 
@@ -89,7 +97,7 @@ impl Sender {
         match job.kind {
             Kind::Round { identity, round, everything } => {
                 self.wait_until_reaped();
-                let link = self.shared.link().filter(|link| link.carries(&identity));
+                let link = self.shared.link_of(&identity);
                 let order = Order { round, everything, extents: &job.extents };
                 let marker = self.rounds.send(&self.shared, link.as_deref(), &order);
                 job.pieces.extend(self.rounds.take_pieces());
@@ -108,7 +116,7 @@ impl Sender {
                 // Whatever comes of it: parts of it may have reached the arena already, and a later
                 // round in that arena must not take their homes for zero.
                 self.rounds.count_placed(&job.transfers);
-                let link = self.shared.link().filter(|link| link.carries(&placed.identity));
+                let link = self.shared.link_of(&placed.identity);
                 let posted = match &link {
                     Some(link) => self.post(link, &mut job, &placed),
                     None => Ok(None),
@@ -129,7 +137,7 @@ impl Sender {
         if self.unmarked.is_full() {
             self.mark_pieces();
         }
-        let link = self.shared.link().filter(|link| link.carries(&piece.identity));
+        let link = self.shared.link_of(&piece.identity);
         let outcome = match &link {
             Some(link) => link.endpoint.write(&piece.writes),
             None => Ok(()),
@@ -144,12 +152,16 @@ impl Sender {
         }
     }
 
+    fn next_part(&mut self) -> u64 {
+        self.parts += 1;
+        PART_MARKER | self.parts
+    }
+
     /// Puts a marker behind the pieces posted.
     fn mark_pieces(&mut self) {
         let Some(identity) = self.unmarked.first().map(|piece| piece.identity) else { return };
-        self.parts += 1;
-        let marker = PART_MARKER | self.parts;
-        let link = self.shared.link().filter(|link| link.carries(&identity));
+        let marker = self.next_part();
+        let link = self.shared.link_of(&identity);
         match link.as_ref().map(|link| link.endpoint.mark(marker)) {
             Some(Ok(())) => {
                 if let Some(link) = link {
@@ -169,7 +181,10 @@ impl Sender {
     /// the connection ends; the machine repeats the pages on the next.
     fn give_up(&mut self, link: Option<Arc<Link>>, error: Option<TransportError>) {
         if let (Some(link), Some(error)) = (link, error) {
-            self.shared.note(&format!("sending an epoch failed: {error}"));
+            // What follows on the same connection fails as well.
+            if self.given_up.replace(link.identity.connection) != Some(link.identity.connection) {
+                self.shared.note(&format!("sending an epoch failed: {error}"));
+            }
             link.endpoint.close();
         }
         self.wait_until_reaped();
@@ -187,15 +202,39 @@ impl Sender {
         self.shared.jobs.finish(job);
     }
 
+    /// Posts the writes of a long epoch that is sent from guest memory, but for the last ones. Each part
+    /// has its marker, so that `capture`, which keeps the guest paused, sees that they leave.
+    fn post_directly(&mut self, link: &Arc<Link>, job: &mut Job) -> Result<(), TransportError> {
+        let mut bytes: u64 = job.writes.iter().map(|write| write.len_bytes).sum();
+        let mut posted = 0;
+        while bytes > DIRECT_BYTES_A_MARKER {
+            let (count, part_bytes) = first_part(&job.writes[posted..], DIRECT_BYTES_A_MARKER);
+            link.endpoint.write(&job.writes[posted..posted + count])?;
+            (posted, bytes) = (posted + count, bytes - part_bytes);
+            self.shared.metrics.count(Counter::PagesSent, part_bytes / PAGE_BYTES);
+            self.shared.metrics.count(Counter::BytesSent, part_bytes);
+            let marker = self.next_part();
+            link.endpoint.mark(marker)?;
+            self.fly(None, marker, Arc::clone(link));
+            self.reap(Duration::ZERO);
+            while self.in_flight.len() > DIRECT_MARKERS {
+                self.reap(COMPLETION_WAIT);
+            }
+        }
+        job.writes.drain(..posted);
+        Ok(())
+    }
+
     /// Posts what is left of an epoch; returns the marker behind it.
     fn post(
         &mut self,
-        link: &Link,
+        link: &Arc<Link>,
         job: &mut Job,
         placed: &PlacedEpoch,
     ) -> Result<Option<u64>, TransportError> {
-        let shared = &*self.shared;
         let began = std::time::Instant::now();
+        self.post_directly(link, job)?;
+        let shared = &*self.shared;
         let mut bytes: u64 = job.writes.iter().map(|write| write.len_bytes).sum();
         bytes += job.pieces.iter().map(Piece::bytes).sum::<u64>();
         shared.metrics.count(Counter::PagesSent, bytes / PAGE_BYTES);
@@ -230,6 +269,7 @@ impl Sender {
                 self.in_flight.iter().take_while(|flight| Arc::ptr_eq(&flight.link, &oldest.link)).count()
             }
         };
+        self.shared.jobs.depart(done as u64);
         for _ in 0..done {
             let Some(flight) = self.in_flight.pop_front() else { return };
             self.free_pieces(flight.pieces);
@@ -245,6 +285,18 @@ impl Sender {
             self.reap(COMPLETION_WAIT);
         }
     }
+}
+
+/// How many of the first writes have `limit_bytes` or just more, and how many bytes that is.
+fn first_part(writes: &[Write], limit_bytes: u64) -> (usize, u64) {
+    let mut bytes = 0;
+    for (count, write) in writes.iter().enumerate() {
+        if bytes >= limit_bytes {
+            return (count, bytes);
+        }
+        bytes += write.len_bytes;
+    }
+    (writes.len(), bytes)
 }
 
 /// Appends the writes of the commit slot: header and extents, and the state behind them; says how

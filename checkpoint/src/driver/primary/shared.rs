@@ -11,12 +11,12 @@ use romulus_transport::{Fabric, Memory};
 use super::jobs::{Jobs, SlotMemory};
 use super::link::Link;
 use super::options::PrimaryOptions;
-use super::plan::Borders;
 use super::staging::{PIECE_BYTES, Staging};
 use super::status::{PrimaryOutcome, Refusal, SyncProgress, state_name};
 use crate::PAGE_BYTES;
 use crate::arbiter::{Arbiter, Record};
 use crate::driver::Clock;
+use crate::driver::borders::Borders;
 use crate::driver::journal::Journal;
 use crate::driver::signal::{Signal, lock};
 use crate::gate::OutputGate;
@@ -208,7 +208,11 @@ impl Shared {
                 let outcome = self.gate.hold().map_err(|error| error.to_string());
                 self.call(|primary, now, actions| primary.handle_held(outcome, now, actions));
             }
-            PrimaryAction::CloseConnection(why) => self.close_link(&why),
+            PrimaryAction::CloseConnection(why) => {
+                if let Some(link) = self.link() {
+                    self.close_link(&link, &why);
+                }
+            }
             PrimaryAction::Swap { expected, new } => self.ask(Question::Swap(expected, new)),
             PrimaryAction::ReadRecord => self.ask(Question::Read),
             PrimaryAction::DestroyGuest => self.orders.destroy.store(true, Ordering::Release),
@@ -219,7 +223,7 @@ impl Shared {
 
     fn send(&self, identity: &Identity, message: &Message, bytes: &mut Vec<u8>) {
         // A message of a connection that is gone has nowhere to go.
-        let Some(link) = self.link().filter(|link| link.carries(identity)) else { return };
+        let Some(link) = self.link_of(identity) else { return };
         bytes.clear();
         encode(identity, message, bytes);
         if let Err(error) = link.endpoint.send(bytes) {
@@ -240,12 +244,15 @@ impl Shared {
         lock(&self.link).clone()
     }
 
-    /// Ends the connection for good; `control` sees the end and tells the machine.
-    pub fn close_link(&self, why: &str) {
-        if let Some(link) = self.link() {
-            self.note(&format!("closing the connection: {why}"));
-            link.endpoint.close();
-        }
+    /// The connection, if what is placed or said under `identity` may be sent on it.
+    pub fn link_of(&self, identity: &Identity) -> Option<Arc<Link>> {
+        self.link().filter(|link| link.carries(identity))
+    }
+
+    /// Ends a connection for good; `control` sees the end and tells the machine.
+    pub fn close_link(&self, link: &Link, why: &str) {
+        self.note(&format!("closing the connection: {why}"));
+        link.endpoint.close();
     }
 
     /// A line for people.

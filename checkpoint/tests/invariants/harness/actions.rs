@@ -138,7 +138,7 @@ impl World {
                         }
                     }
                     self.cut();
-                    self.backup.handle_fenced(self.now, &mut actions);
+                    self.backup.handle_fenced(&mut actions);
                 }
                 BackupAction::Swap { expected, new } => {
                     let outcome = self.swap(&expected, &new);
@@ -157,7 +157,7 @@ impl World {
                 }
                 BackupAction::TakeOver { epoch, displaced } => {
                     self.take_over(epoch, &displaced);
-                    self.backup.handle_activated(self.activation.clone(), self.now, &mut actions);
+                    self.backup.handle_activated(self.activation.clone(), &mut actions);
                 }
                 BackupAction::Abandon => self.abandoned = true,
                 BackupAction::Report(report) => {
@@ -254,7 +254,7 @@ impl World {
         while let Some(action) = todo.pop_front() {
             let mut actions = backup::Actions::new();
             match action {
-                BackupAction::Fence => backup.handle_fenced(self.now, &mut actions),
+                BackupAction::Fence => backup.handle_fenced(&mut actions),
                 BackupAction::Swap { expected, new } => {
                     asked += 1;
                     let outcome = self.swap(&expected, &new);

@@ -61,12 +61,12 @@ impl World {
             self.connected = true;
             self.data.clear();
             self.control = Default::default();
-            self.primary.handle_connected(self.now, &mut actions);
+            assert!(self.primary.handle_connected(self.now, &mut actions), "it was just welcomed");
         }
         self.primary_queue.extend(actions);
         if self.connected {
             let mut actions = backup::Actions::new();
-            self.backup.handle_connected(self.now, &mut actions);
+            assert!(self.backup.handle_connected(self.now, &mut actions), "it was just welcomed");
             self.backup_queue.extend(actions);
             self.pump_backup();
         }
@@ -140,16 +140,10 @@ impl World {
         }
     }
 
+    /// The backup's actions answer and close.
     pub(super) fn backup_outcome(&mut self, outcome: Result<(), backup::Refusal>) {
         if let Err(refusal) = outcome {
             self.backup_log.push(refusal.to_string());
-            let mut bytes = Vec::new();
-            let message = Message::Error { code: refusal.code, text: refusal.text };
-            encode(&self.primary.identity(), &message, &mut bytes);
-            if self.connected {
-                self.message_to_primary(&bytes);
-            }
-            self.cut();
         }
     }
 
