@@ -180,6 +180,39 @@ fn i1_qemu_holds_a_cards_packets_until_their_epoch_is_acked() {
 }
 
 #[test]
+fn i1_a_cards_packets_are_held_over_a_hub_that_it_has_for_itself() {
+    let wire = Wire::new();
+    let back = wire.arguments[1].replace(",id=n0", "");
+    let card = "nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56";
+    let second = "unix:{dir}/second,server=on,wait=off";
+    let vm = Vm::start(false, &["-net", &back, "-net", card, "-qmp", second]);
+    let mut guest = attach(&vm);
+    assert!(matches!(guest.gates(), [CardGate::Buffer(card)] if card.kind == "socket"));
+    let gate = guest.buffers();
+    guest.start_tracking().expect("tracking");
+    gate.hold().expect("hold");
+    checkpoint(&mut guest, &gate, 1);
+    send(&mut Client::connect(&vm.place.path("second"), LONG).expect("the second monitor"));
+    wire.expect_silence();
+    checkpoint(&mut guest, &gate, 2);
+    gate.release(&acked(2));
+    guest.poll_event();
+    wire.expect(1);
+}
+
+#[test]
+fn i1_cards_that_share_a_hub_are_refused() {
+    let wire = Wire::new();
+    let back = wire.arguments[1].replace(",id=n0", "");
+    let nic = "nic,model=virtio-net-pci";
+    let vm = Vm::start(false, &["-net", &back, "-net", nic, "-net", nic]);
+    let mut options = GuestOptions::new(&vm.qmp);
+    options.gates = Some(GateChoices::default());
+    let error = QemuGuest::attach(options).err().expect("nobody knows whose output comes out of the hub");
+    assert!(error.to_string().contains("shares hub 0"), "{error}");
+}
+
+#[test]
 fn i7_firmware_that_changed_is_not_lost_when_the_mark_behind_its_save_fails() {
     let wire = Wire::new();
     let mut more = wire.arguments.clone();

@@ -28,7 +28,7 @@ const LONGEST_US: u32 = u32::MAX;
 
 /// The names of the two buffers of a back end.
 pub fn objects_of(netdev: &str) -> [String; 2] {
-    ["first", "second"].map(|which| format!("romulus-gate-{which}-{netdev}"))
+    ["first", "second"].map(|which| format!("romulus-gate-{which}-{}", netdev.replace('#', ".")))
 }
 
 #[derive(Debug, Default)]
