@@ -251,6 +251,30 @@ fn i7_firmware_that_changed_is_not_lost_when_the_mark_behind_its_save_fails() {
     assert!(dirty.iter().any(|extent| extent.first.0 == rom_first), "{dirty:?}");
 }
 
+#[test]
+fn i8_output_that_qemu_does_not_let_go_is_told() {
+    let wire = Wire::new();
+    let vm = Vm::start(false, &wire.arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut options = GuestOptions::new(&vm.qmp);
+    options.gates = Some(GateChoices::default());
+    options.command_timeout = Duration::from_secs(1);
+    let mut guest = QemuGuest::attach(options).expect("attach");
+    let gate = guest.buffers();
+    guest.start_tracking().expect("tracking");
+    gate.hold().expect("hold");
+    checkpoint(&mut guest, &gate, 1);
+    gate.release(&ReleaseToken::solo(&grant()));
+    let qemu = rustix::process::Pid::from_raw(vm.pid()).expect("a process");
+    rustix::process::kill_process(qemu, rustix::process::Signal::STOP).expect("stopped");
+    let error = guest.stop_tracking().expect_err("it answers nothing");
+    assert!(error.to_string().contains("the output that QEMU holds"), "{error}");
+    rustix::process::kill_process(qemu, rustix::process::Signal::CONT).expect("it goes on");
+    eventually("the output leaves", || guest.stop_tracking().ok());
+    drop(guest);
+    let mut monitor = eventually("the monitor is free", || Client::connect(&vm.qmp, LONG).ok());
+    assert!(buffers(&mut monitor).is_empty());
+}
+
 fn buffers(monitor: &mut Client) -> Vec<String> {
     let objects = monitor.execute("qom-list", json!({"path": "/objects"})).expect("objects");
     let names = objects.as_array().into_iter().flatten().filter_map(|object| object["name"].as_str());
