@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -144,12 +143,11 @@ impl RedirectGate {
     ) -> Result<(), GateError> {
         let setup = Arc::clone(&options.threads);
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            setup(name);
-            // A gate that no thread moves would hold the guest's output for ever, with nobody to
-            // notice. Dying leaves it closed, and the guard acts.
-            if catch_unwind(AssertUnwindSafe(body)).is_err() {
-                std::process::abort();
-            }
+            // A gate that no thread moves would hold the guest's output for ever. Dying leaves it closed.
+            crate::or_abort(|| {
+                setup(name);
+                body();
+            });
         });
         lock(&self.threads).push(thread.map_err(system("starting a thread"))?);
         Ok(())
