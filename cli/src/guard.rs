@@ -44,9 +44,7 @@ impl GuardParts for Parts {
         }
         let qmp = qemu(spec).ok_or_else(|| format!("`{}` names no kind of guest", spec.access))?;
         let process = process.ok_or("the guest's process is not known")?;
-        let pid = i32::try_from(process.pid()).map_err(|e| e.to_string())?;
-        let qemu = QemuHandle::new(qmp, pid).map_err(|e| e.to_string())?;
-        Ok(Box::new(GuardedQemu { qemu, process }))
+        Ok(Box::new(GuardedQemu(QemuHandle::of(qmp, process))))
     }
 
     fn gate(&self, spec: &GuardSpec) -> Result<Box<dyn GateHandle>, String> {
@@ -95,26 +93,23 @@ impl GuestHandle for GuardedDomain {
     }
 }
 
-/// A QEMU guest; whether it lives is asked of the descriptor that was opened when it certainly did.
-struct GuardedQemu {
-    qemu: QemuHandle,
-    process: GuestProcess,
-}
+/// A QEMU guest.
+struct GuardedQemu(QemuHandle);
 
 impl GuestHandle for GuardedQemu {
     fn alive(&mut self) -> bool {
-        self.process.is_alive()
+        self.0.alive()
     }
 
     fn resume_if_paused(&mut self) -> Result<(), String> {
-        self.qemu.resume_if_paused().map_err(|e| e.to_string())
+        self.0.resume_if_paused().map_err(|e| e.to_string())
     }
 
     fn tidy(&mut self) -> Result<(), String> {
-        self.qemu.tidy().map_err(|e| e.to_string())
+        self.0.tidy().map_err(|e| e.to_string())
     }
 
     fn destroy(&mut self) -> Result<(), String> {
-        self.process.kill().map_err(|e| e.to_string())
+        self.0.destroy().map_err(|e| e.to_string())
     }
 }

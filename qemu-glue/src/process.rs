@@ -37,6 +37,12 @@ pub struct SharedMapping {
     first_line: (u64, u64),
 }
 
+impl From<GuestProcess> for Process {
+    fn from(inner: GuestProcess) -> Self {
+        Self { pid: i32::try_from(inner.pid()).unwrap_or_default(), inner }
+    }
+}
+
 impl Process {
     /// Opens the process `pid`.
     pub fn open(pid: i32) -> Result<Self, QemuError> {
@@ -45,7 +51,7 @@ impl Process {
         })?;
         let inner = GuestProcess::open(id)
             .map_err(|error| QemuError::failed(format!("opening process {pid}"), error))?;
-        Ok(Self { pid, inner })
+        Ok(inner.into())
     }
 
     /// The process at the other end of a monitor: the one that listens on its socket. It must
