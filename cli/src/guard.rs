@@ -1,6 +1,8 @@
 //! `romulus guard`: the process that acts for a `romulus protect` that was killed.
 
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use romulus_host::guard::{
     GateHandle, GuardHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess, NoGate,
@@ -14,11 +16,67 @@ use crate::gates;
 #[derive(Debug, clap::Args)]
 pub struct GuardOptions {}
 
-/// Starts a guard of this process.
-pub fn start(spec: &GuardSpec) -> Result<GuardHandle, Failure> {
+/// The guard of this process, looked after.
+pub struct Guard {
+    spec: GuardSpec,
+    handle: GuardHandle,
+    pid: GuardPid,
+}
+
+/// Tells the guard's process id, from any thread.
+#[derive(Clone, Debug, Default)]
+pub struct GuardPid(Arc<AtomicU32>);
+
+impl GuardPid {
+    /// `None`: there is no guard.
+    pub fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+}
+
+fn command() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg("guard");
-    romulus_host::guard::spawn(command, spec).map_err(|e| Failure::failed(e.to_string()))
+    command
+}
+
+impl Guard {
+    /// Starts a guard of this process.
+    pub fn start(spec: GuardSpec) -> Result<Self, Failure> {
+        let handle =
+            romulus_host::guard::spawn(command(), &spec).map_err(|e| Failure::failed(e.to_string()))?;
+        let pid = GuardPid(Arc::new(AtomicU32::new(handle.pid())));
+        Ok(Self { spec, handle, pid })
+    }
+
+    /// The guard that was started last.
+    pub fn handle(&self) -> &GuardHandle {
+        &self.handle
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> GuardPid {
+        self.pid.clone()
+    }
+
+    /// Starts another when it has died; says so once if none can be started.
+    pub fn look_after(&mut self) {
+        let Some(pid) = self.pid.get().filter(|_| !self.handle.is_alive()) else { return };
+        tracing::error!("the guard, process {pid}, has died: starting another");
+        let restarted = self.handle.restart(command(), &self.spec);
+        self.pid.0.store(if restarted.is_ok() { self.handle.pid() } else { 0 }, Ordering::Relaxed);
+        if let Err(error) = restarted {
+            tracing::error!(
+                "{error}; there is no guard: if this process is killed while the guest is paused, nobody resumes \
+                 it. End protection (romulus stop) and begin it again"
+            );
+        }
+    }
+
+    /// The guest runs, unwatched and its output free, or has ended.
+    pub fn detach(self) {
+        self.handle.detach();
+    }
 }
 
 /// Guards until there is nothing left to guard.

@@ -36,6 +36,7 @@ macro_rules! trials {
 fn tests() -> Vec<libtest_mimic::Trial> {
     trials![
         i8_a_guest_that_was_paused_runs_again,
+        i8_a_guard_that_died_is_replaced_by_one_that_knows_as_much,
         i9_a_guest_that_the_backup_owns_is_destroyed,
         i9_the_gate_stays_until_a_killed_guest_has_ended,
         a_guest_that_ends_before_it_is_reached_counts_as_destroyed,
@@ -142,6 +143,12 @@ fn protector(spec: &str) {
             "pause" => {
                 flag.raise();
                 signal(spec.guest_pid.unwrap() as i32, libc::SIGSTOP);
+            }
+            "replace" => {
+                let guard = guard.as_mut().unwrap();
+                assert!(!guard.is_alive());
+                guard.restart(command(), &spec).unwrap();
+                println!("{}", guard.pid());
             }
             "detach" => guard.take().unwrap().detach(),
             other => panic!("{other}"),
@@ -299,6 +306,22 @@ fn i9_a_guest_that_the_backup_owns_is_destroyed() {
     assert_eq!(stage.outcome(), "destroyed");
     assert!(!stage.guest.wait().unwrap().success());
     assert_eq!(stage.record(), owned);
+}
+
+fn i8_a_guard_that_died_is_replaced_by_one_that_knows_as_much() {
+    let mut stage = Stage::set();
+    stage.tell("arm");
+    stage.tell("pause");
+    while stage.guest_state() != "T" {
+        std::thread::yield_now();
+    }
+    stage.guard.kill().unwrap();
+    stage.expect_end_of_guard();
+    writeln!(stage.protector.stdin.as_mut().unwrap(), "replace").unwrap();
+    stage.guard = guard_in(&mut stage.answers);
+    stage.kill_protector();
+    assert_eq!(stage.outcome(), "solo");
+    assert_ne!(stage.guest_state(), "T");
 }
 
 fn i9_the_gate_stays_until_a_killed_guest_has_ended() {
