@@ -195,7 +195,13 @@ fn check_memory(
         }
     }
     if trial {
-        return Ok(());
+        return match inventory.backends.iter().find(|backend| backend.share) {
+            Some(backend) => refused(format!(
+                "a trial load would write into the guest's image: memory backend {} is not private there",
+                backend.id
+            )),
+            None => Ok(()),
+        };
     }
     let regions = ram::regions(inventory)?;
     let mappings = ram::locate(&regions, &child.process().shared_mappings()?, inventory.address_of_zero)?;
