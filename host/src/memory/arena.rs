@@ -2,9 +2,9 @@
 //! standby maps through `/proc/PID/fd/N` and which are gone when nobody maps them any more.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use romulus_checkpoint::driver::backup::{ArenaError, ArenaProvider, BackupArena};
 use romulus_checkpoint::standby::ImageRegion;
@@ -19,7 +19,7 @@ use super::mapping::map_shared;
 /// reachable by path, until the next one is allocated or this is dropped.
 #[derive(Debug, Default)]
 pub struct HostArenas {
-    homes: Vec<Arc<File>>,
+    homes: Vec<File>,
 }
 
 impl HostArenas {
@@ -52,7 +52,7 @@ impl ArenaProvider for HostArenas {
         for region in lent {
             let (file, memory) = allocate(&region.name, region.pages.saturating_mul(PAGE_BYTES))?;
             let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-            homes.push(Arc::new(file));
+            homes.push(file);
             regions.push(ImageRegion { name: region.name.clone(), path, memory });
         }
         let (_, spares) = allocate("spares", shape.spares * PAGE_BYTES)?;
@@ -69,13 +69,18 @@ fn arena_bytes(shape: &ArenaShape) -> Option<u64> {
 }
 
 fn allocate(name: &str, len_bytes: u64) -> Result<(File, Memory), ArenaError> {
-    let failed =
-        |e: std::io::Error| ArenaError::NoRoom(format!("allocating {} MiB for {name}: {e}", len_bytes >> 20));
+    let failed = |error: io::Error| {
+        let text = format!("allocating {} MiB for {name}: {error}", len_bytes >> 20);
+        match error.kind() {
+            io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull => ArenaError::NoRoom(text),
+            _ => ArenaError::Failed(text),
+        }
+    };
     let file = File::from(
-        memfd_create("romulus-arena", MemfdFlags::CLOEXEC).map_err(std::io::Error::from).map_err(failed)?,
+        memfd_create("romulus-arena", MemfdFlags::CLOEXEC).map_err(io::Error::from).map_err(failed)?,
     );
     file.set_len(len_bytes).map_err(failed)?;
-    let len = usize::try_from(len_bytes).map_err(|e| failed(std::io::Error::other(e)))?;
+    let len = usize::try_from(len_bytes).map_err(|e| failed(io::Error::other(e)))?;
     let memory = map_shared(&file, len).map_err(failed)?;
     Ok((file, memory))
 }
@@ -112,5 +117,12 @@ mod tests {
         assert!(error.to_string().contains("MiB are available"), "{error}");
         let error = HostArenas::new().allocate(&layout(u64::MAX), &shape(u64::MAX)).unwrap_err();
         assert!(matches!(error, ArenaError::NoRoom(_)), "{error}");
+    }
+
+    #[test]
+    fn only_what_is_for_want_of_memory_is_called_so() {
+        // The system has no file of such a length, however much memory there is.
+        let error = allocate("odd", u64::MAX - 4095).unwrap_err();
+        assert!(matches!(error, ArenaError::Failed(_)), "{error}");
     }
 }
