@@ -3,6 +3,7 @@
 pub mod facts;
 pub mod gate;
 pub mod guard;
+pub mod maps;
 pub mod memory;
 pub mod pinning;
 pub mod priority;
