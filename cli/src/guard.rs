@@ -1,6 +1,8 @@
 //! `romulus guard`: the process that acts for a `romulus protect` that was killed.
 
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use romulus_host::guard::{
     GateHandle, GuardHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess, NoGate,
@@ -14,11 +16,67 @@ use crate::gates;
 #[derive(Debug, clap::Args)]
 pub struct GuardOptions {}
 
-/// Starts a guard of this process.
-pub fn start(spec: &GuardSpec) -> Result<GuardHandle, Failure> {
+/// The guard of this process, looked after.
+pub struct Guard {
+    spec: GuardSpec,
+    handle: GuardHandle,
+    pid: GuardPid,
+}
+
+/// Tells the guard's process id, from any thread.
+#[derive(Clone, Debug, Default)]
+pub struct GuardPid(Arc<AtomicU32>);
+
+impl GuardPid {
+    /// `None`: there is no guard.
+    pub fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+}
+
+fn command() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg("guard");
-    romulus_host::guard::spawn(command, spec).map_err(|e| Failure::failed(e.to_string()))
+    command
+}
+
+impl Guard {
+    /// Starts a guard of this process.
+    pub fn start(spec: GuardSpec) -> Result<Self, Failure> {
+        let handle =
+            romulus_host::guard::spawn(command(), &spec).map_err(|e| Failure::failed(e.to_string()))?;
+        let pid = GuardPid(Arc::new(AtomicU32::new(handle.pid())));
+        Ok(Self { spec, handle, pid })
+    }
+
+    /// The guard that was started last.
+    pub fn handle(&self) -> &GuardHandle {
+        &self.handle
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> GuardPid {
+        self.pid.clone()
+    }
+
+    /// Starts another when it has died; says so once if none can be started.
+    pub fn look_after(&mut self) {
+        let Some(pid) = self.pid.get().filter(|_| !self.handle.is_alive()) else { return };
+        tracing::error!("the guard, process {pid}, has died: starting another");
+        let restarted = self.handle.restart(command(), &self.spec);
+        self.pid.0.store(if restarted.is_ok() { self.handle.pid() } else { 0 }, Ordering::Relaxed);
+        if let Err(error) = restarted {
+            tracing::error!(
+                "{error}; there is no guard: if this process is killed while the guest is paused, nobody resumes \
+                 it. End protection (romulus stop) and begin it again"
+            );
+        }
+    }
+
+    /// The guest runs, unwatched and its output free, or has ended.
+    pub fn detach(self) {
+        self.handle.detach();
+    }
 }
 
 /// Guards until there is nothing left to guard.
@@ -44,9 +102,7 @@ impl GuardParts for Parts {
         }
         let qmp = qemu(spec).ok_or_else(|| format!("`{}` names no kind of guest", spec.access))?;
         let process = process.ok_or("the guest's process is not known")?;
-        let pid = i32::try_from(process.pid()).map_err(|e| e.to_string())?;
-        let qemu = QemuHandle::new(qmp, pid).map_err(|e| e.to_string())?;
-        Ok(Box::new(GuardedQemu { qemu, process }))
+        Ok(Box::new(GuardedQemu(QemuHandle::of(qmp, process))))
     }
 
     fn gate(&self, spec: &GuardSpec) -> Result<Box<dyn GateHandle>, String> {
@@ -95,26 +151,23 @@ impl GuestHandle for GuardedDomain {
     }
 }
 
-/// A QEMU guest; whether it lives is asked of the descriptor that was opened when it certainly did.
-struct GuardedQemu {
-    qemu: QemuHandle,
-    process: GuestProcess,
-}
+/// A QEMU guest.
+struct GuardedQemu(QemuHandle);
 
 impl GuestHandle for GuardedQemu {
     fn alive(&mut self) -> bool {
-        self.process.is_alive()
+        self.0.alive()
     }
 
     fn resume_if_paused(&mut self) -> Result<(), String> {
-        self.qemu.resume_if_paused().map_err(|e| e.to_string())
+        self.0.resume_if_paused().map_err(|e| e.to_string())
     }
 
     fn tidy(&mut self) -> Result<(), String> {
-        self.qemu.tidy().map_err(|e| e.to_string())
+        self.0.tidy().map_err(|e| e.to_string())
     }
 
     fn destroy(&mut self) -> Result<(), String> {
-        self.process.kill().map_err(|e| e.to_string())
+        self.0.destroy().map_err(|e| e.to_string())
     }
 }

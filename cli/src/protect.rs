@@ -18,7 +18,7 @@ use romulus_checkpoint::driver::primary::{
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::wire::record::Role;
 use romulus_host::gate::{GateChoices, GateStatus, RedirectOptions};
-use romulus_host::guard::{GuardHandle, PauseFlag};
+use romulus_host::guard::{GuardHandle, GuardSpec, PauseFlag};
 use romulus_host::pinning::{Pinner, PinningPlan};
 use romulus_host::tracking::TrackingOptions;
 use romulus_transport::Fabric;
@@ -26,10 +26,11 @@ use romulus_transport::Fabric;
 use crate::control::{Answer, ControlSocket, Request, default_path};
 use crate::exit::{Code, Failure};
 use crate::gates::Gates;
+use crate::guard::{Guard, GuardPid};
 use crate::guests::{About, AttachOptions, Attached, GuestName, attach};
 use crate::settings::protect::ProtectOptions;
 use crate::signals::EndRequest;
-use crate::{fabric, guard, threads};
+use crate::{fabric, threads};
 
 /// Longest wait for a backup that builds a domain before it answers.
 const STANDBY_BUILD_TIMEOUT: Duration = Duration::from_secs(300);
@@ -75,8 +76,9 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
     if gates.hold_in_qemu() {
         driver_options.machine.depth = 1;
     }
-    let guard = start_guard(&options, &plan, guest.name(), &about, &gates)?;
-    let handle = match start_driver(&plan, driver_options, guest, &gates, guard.as_ref(), fabric) {
+    let mut guard = start_guard(&options, &plan, guest.name(), &about, &gates)?;
+    let watched = guard.as_ref().map(Guard::handle);
+    let handle = match start_driver(&plan, driver_options, guest, &gates, watched, fabric) {
         Ok(handle) => handle,
         Err(failure) => {
             // Nothing was done to the guest, which may well be another host's or another name's:
@@ -88,7 +90,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
         }
     };
 
-    let guard_pid = guard.as_ref().map(GuardHandle::pid);
+    let guard_pid = guard.as_ref().map(Guard::pid);
     let (pinner, driver) = (plan.pinner.clone(), handle.clone());
     control.serve(move |request| match request {
         Request::Status => {
@@ -98,7 +100,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
                 guest_kind: about.kind,
                 guest_pid: about.pid,
                 guest_domid: about.domid,
-                guard_pid,
+                guard_pid: guard_pid.as_ref().and_then(GuardPid::get),
                 fabric: fabric_name,
                 save_by: about.save_by,
                 track_by: about.track_by,
@@ -118,7 +120,7 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
         }
     })?;
 
-    let (outcome, refusal) = wait(&handle, &end);
+    let (outcome, refusal) = wait(&handle, &end, guard.as_mut());
     finish(outcome, refusal, guard)
 }
 
@@ -235,11 +237,11 @@ fn start_guard(
     guest: &str,
     about: &About,
     gates: &Gates,
-) -> Result<Option<GuardHandle>, Failure> {
+) -> Result<Option<Guard>, Failure> {
     if options.no_guard == Some(true) {
         return Ok(None);
     }
-    let spec = romulus_host::guard::GuardSpec {
+    let spec = GuardSpec {
         guest: guest.to_owned(),
         host: plan.host.clone(),
         arbiter: plan.arbiter.to_string(),
@@ -249,7 +251,7 @@ fn start_guard(
         gate: gates.for_guard(),
         report: None,
     };
-    guard::start(&spec).map(Some)
+    Guard::start(spec).map(Some)
 }
 
 fn start_driver(
@@ -285,9 +287,13 @@ const LOOK_WHEN_PROTECTED: Duration = Duration::from_secs(1);
 /// Refusals that no second attempt mends, as long as the guest has never been protected.
 const FINAL_REFUSALS: [&str; 5] = ["Version", "MachineMismatch", "NoRoom", "StandbyFailed", "Violation"];
 
-/// Waits for the end, shows the synchronization's progress, and tells each new state. Ends
-/// protection that cannot begin, and gives the backup's reason.
-fn wait(handle: &PrimaryHandle, end: &EndRequest) -> (PrimaryOutcome, Option<Refusal>) {
+/// Waits for the end, shows the synchronization's progress, and tells each new state; looks after the
+/// guard meanwhile. Ends protection that cannot begin, and gives the backup's reason.
+fn wait(
+    handle: &PrimaryHandle,
+    end: &EndRequest,
+    mut guard: Option<&mut Guard>,
+) -> (PrimaryOutcome, Option<Refusal>) {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("synchronizing {bar:40} {percent} % of {msg}") {
         bar.set_style(style);
@@ -307,6 +313,9 @@ fn wait(handle: &PrimaryHandle, end: &EndRequest) -> (PrimaryOutcome, Option<Ref
             continue;
         }
         looked = Instant::now();
+        if let Some(guard) = &mut guard {
+            guard.look_after();
+        }
         let status = handle.status();
         if status.epochs_committed == 0 && refusal.is_none() {
             refusal = status.refusal.filter(|refusal| FINAL_REFUSALS.contains(&refusal.code.as_str()));
@@ -352,7 +361,7 @@ fn advice(code: &str) -> &'static str {
 fn finish(
     outcome: PrimaryOutcome,
     refusal: Option<Refusal>,
-    guard: Option<GuardHandle>,
+    guard: Option<Guard>,
 ) -> Result<ExitCode, Failure> {
     if let Some(guard) = guard {
         // A driver that failed may have left the guest to the guard: its death is then ours.

@@ -56,9 +56,10 @@ impl PinningPlan {
         }
     }
 
-    /// The core for a thread.
+    /// The core for a thread: of several names that it begins with, the longest counts.
     pub fn core_of(&self, thread: &str) -> Option<usize> {
-        self.cores.iter().find(|(name, _)| thread.starts_with(name.as_str())).map(|(_, core)| *core)
+        let fitting = self.cores.iter().filter(|(name, _)| thread.starts_with(name.as_str()));
+        fitting.max_by_key(|(name, _)| name.len()).map(|(_, core)| *core)
     }
 }
 
@@ -160,6 +161,8 @@ mod tests {
         assert_eq!(plan.to_string(), "capture=2,sender=3");
         assert_eq!(plan.core_of("capture"), Some(2));
         assert_eq!(plan.core_of("control"), None);
+        let plan: PinningPlan = "scan=1,scan-2=0".parse().unwrap();
+        assert_eq!((plan.core_of("scan-1"), plan.core_of("scan-2")), (Some(1), Some(0)));
         for bad in ["capture", "capture=x", "=1", "a=1,a=2", ""] {
             assert!(bad.parse::<PinningPlan>().is_err(), "{bad}");
         }

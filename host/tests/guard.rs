@@ -5,12 +5,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use romulus_checkpoint::Generation;
 use romulus_checkpoint::arbiter::file::FileArbiter;
-use romulus_checkpoint::arbiter::{Arbiter, Ownership, Record, SwapOutcome};
-use romulus_host::guard::{self, GuardParts, GuardSpec, GuestHandle, GuestProcess};
+use romulus_checkpoint::arbiter::{Arbiter, Ownership, Record, SoloGrant, SwapOutcome};
+use romulus_host::guard::{self, GateHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -36,7 +36,10 @@ macro_rules! trials {
 fn tests() -> Vec<libtest_mimic::Trial> {
     trials![
         i8_a_guest_that_was_paused_runs_again,
+        i8_a_guard_that_died_is_replaced_by_one_that_knows_as_much,
         i9_a_guest_that_the_backup_owns_is_destroyed,
+        i9_the_gate_stays_until_a_killed_guest_has_ended,
+        a_guest_that_ends_before_it_is_reached_counts_as_destroyed,
         a_guest_that_died_too_is_left_to_the_backup,
         a_clean_detach_ends_the_guard,
         a_protector_that_had_not_begun_leaves_nothing_to_do,
@@ -51,9 +54,56 @@ struct Parts;
 
 struct Sleeper(GuestProcess);
 
+/// A guest that is told to end and takes its time.
+const SLOW: &str = "slow";
+/// A guest that cannot be reached.
+const UNREACHABLE: &str = "unreachable";
+
 impl GuardParts for Parts {
-    fn guest(&self, _: &GuardSpec, process: Option<GuestProcess>) -> Result<Box<dyn GuestHandle>, String> {
-        Ok(Box::new(Sleeper(process.ok_or("no process")?)))
+    fn guest(&self, spec: &GuardSpec, process: Option<GuestProcess>) -> Result<Box<dyn GuestHandle>, String> {
+        let sleeper = Sleeper(process.ok_or("no process")?);
+        match spec.access.as_str() {
+            SLOW => Ok(Box::new(Slow(sleeper, beside_report(spec, "told")))),
+            UNREACHABLE => {
+                std::fs::write(beside_report(spec, "tried"), "").unwrap();
+                Err("it does not answer".into())
+            }
+            _ => Ok(Box::new(sleeper)),
+        }
+    }
+
+    fn gate(&self, spec: &GuardSpec) -> Result<Box<dyn GateHandle>, String> {
+        Ok(Box::new(Gate(beside_report(spec, "cleared"))))
+    }
+}
+
+fn beside_report(spec: &GuardSpec, name: &str) -> PathBuf {
+    spec.report.as_ref().unwrap().with_file_name(name)
+}
+
+/// A gate that leaves a file when it is taken away.
+struct Gate(PathBuf);
+
+impl GateHandle for Gate {
+    fn open(&mut self, _: &SoloGrant) -> Result<(), String> {
+        Ok(())
+    }
+    fn clear(&mut self) -> Result<(), String> {
+        std::fs::write(&self.0, "").map_err(|error| error.to_string())
+    }
+}
+
+struct Slow(Sleeper, PathBuf);
+
+impl GuestHandle for Slow {
+    fn alive(&mut self) -> bool {
+        self.0.alive()
+    }
+    fn resume_if_paused(&mut self) -> Result<(), String> {
+        self.0.resume_if_paused()
+    }
+    fn destroy(&mut self) -> Result<(), String> {
+        std::fs::write(&self.1, "").map_err(|error| error.to_string())
     }
 }
 
@@ -78,9 +128,12 @@ fn signal(pid: i32, signal: i32) {
 /// Protects a guest in steps, one for each line on standard input.
 fn protector(spec: &str) {
     let spec: GuardSpec = serde_json::from_str(spec).unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg("--guard");
-    let guard = guard::spawn(command, &spec).unwrap();
+    let command = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg("--guard");
+        command
+    };
+    let guard = guard::spawn(command(), &spec).unwrap();
     let flag = guard.pause_flag();
     println!("{}", guard.pid());
     let mut guard = Some(guard);
@@ -91,11 +144,26 @@ fn protector(spec: &str) {
                 flag.raise();
                 signal(spec.guest_pid.unwrap() as i32, libc::SIGSTOP);
             }
+            "replace" => {
+                let guard = guard.as_mut().unwrap();
+                assert!(!guard.is_alive());
+                guard.restart(command(), &spec).unwrap();
+                println!("{}", guard.pid());
+            }
             "detach" => guard.take().unwrap().detach(),
             other => panic!("{other}"),
         }
         println!("done");
     }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// The guard whose process id the protector says next.
+fn guard_in(answers: &mut impl BufRead) -> GuestProcess {
+    let mut line = String::new();
+    answers.read_line(&mut line).unwrap();
+    GuestProcess::open(line.trim().parse().unwrap()).unwrap()
 }
 
 struct Stage {
@@ -108,6 +176,10 @@ struct Stage {
 
 impl Stage {
     fn set() -> Self {
+        Self::with_access("")
+    }
+
+    fn with_access(access: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let guest = Command::new("sleep").arg("100000").spawn().unwrap();
         let spec = GuardSpec {
@@ -116,7 +188,7 @@ impl Stage {
             arbiter: format!("file:{}", directory.path().display()),
             solo_automatic: true,
             guest_pid: Some(guest.id()),
-            access: String::new(),
+            access: access.into(),
             gate: None,
             report: Some(directory.path().join("report")),
         };
@@ -129,9 +201,7 @@ impl Stage {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut protector = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut answers = BufReader::new(protector.stdout.take().unwrap());
-        let mut line = String::new();
-        answers.read_line(&mut line).unwrap();
-        let guard = GuestProcess::open(line.trim().parse().unwrap()).unwrap();
+        let guard = guard_in(&mut answers);
         Stage { directory, guest, protector, answers, guard }
     }
 
@@ -145,7 +215,37 @@ impl Stage {
     fn kill_protector(&mut self) {
         self.protector.kill().unwrap();
         self.protector.wait().unwrap();
-        assert!(self.guard.wait_end(Some(Duration::from_secs(60))), "the guard ends");
+        self.expect_end_of_guard();
+    }
+
+    fn expect_end_of_guard(&self) {
+        assert!(self.guard.wait_end(Some(LONG)), "the guard ends");
+    }
+
+    /// The backup has won the record.
+    fn lose_record(&self) -> Record {
+        let record = self.record();
+        let owned = record.successor(Ownership::Owned { backup: "b".into() }, 6);
+        assert_eq!(self.arbiter().swap("vm", Some(&record), &owned), SwapOutcome::Won);
+        owned
+    }
+
+    /// Whether the guard's parts have left this file.
+    fn has(&self, name: &str) -> bool {
+        self.directory.path().join(name).exists()
+    }
+
+    fn wait_for(&self, name: &str) {
+        let deadline = Instant::now() + LONG;
+        while !self.has(name) {
+            assert!(Instant::now() < deadline, "{name}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn end_guest(&mut self) {
+        self.guest.kill().unwrap();
+        self.guest.wait().unwrap();
     }
 
     fn arbiter(&self) -> FileArbiter {
@@ -201,13 +301,51 @@ fn i9_a_guest_that_the_backup_owns_is_destroyed() {
     let mut stage = Stage::set();
     stage.tell("arm");
     stage.tell("pause");
-    let record = stage.record();
-    let owned = record.successor(Ownership::Owned { backup: "b".into() }, 6);
-    assert_eq!(stage.arbiter().swap("vm", Some(&record), &owned), SwapOutcome::Won);
+    let owned = stage.lose_record();
     stage.kill_protector();
     assert_eq!(stage.outcome(), "destroyed");
     assert!(!stage.guest.wait().unwrap().success());
     assert_eq!(stage.record(), owned);
+}
+
+fn i8_a_guard_that_died_is_replaced_by_one_that_knows_as_much() {
+    let mut stage = Stage::set();
+    stage.tell("arm");
+    stage.tell("pause");
+    while stage.guest_state() != "T" {
+        std::thread::yield_now();
+    }
+    stage.guard.kill().unwrap();
+    stage.expect_end_of_guard();
+    writeln!(stage.protector.stdin.as_mut().unwrap(), "replace").unwrap();
+    stage.guard = guard_in(&mut stage.answers);
+    stage.kill_protector();
+    assert_eq!(stage.outcome(), "solo");
+    assert_ne!(stage.guest_state(), "T");
+}
+
+fn i9_the_gate_stays_until_a_killed_guest_has_ended() {
+    let mut stage = Stage::with_access(SLOW);
+    stage.tell("arm");
+    stage.lose_record();
+    stage.protector.kill().unwrap();
+    stage.wait_for("told");
+    assert!(!stage.guard.wait_end(Some(Duration::from_millis(100))) && !stage.has("cleared"));
+    stage.end_guest();
+    stage.expect_end_of_guard();
+    assert!(stage.has("cleared"));
+    assert_eq!(stage.outcome(), "destroyed");
+}
+
+fn a_guest_that_ends_before_it_is_reached_counts_as_destroyed() {
+    let mut stage = Stage::with_access(UNREACHABLE);
+    stage.tell("arm");
+    stage.lose_record();
+    stage.protector.kill().unwrap();
+    stage.wait_for("tried");
+    stage.end_guest();
+    stage.expect_end_of_guard();
+    assert_eq!(stage.outcome(), "destroyed");
 }
 
 fn a_guest_that_died_too_is_left_to_the_backup() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use romulus_host::guard::GuestProcess;
 use serde_json::json;
 
 use crate::error::QemuError;
@@ -32,7 +33,12 @@ impl QemuHandle {
         Ok(Self { qmp: qmp.into(), process: Process::open(pid)? })
     }
 
-    /// Whether its process lives.
+    /// As [`new`](Self::new), of a process that was opened while it lived.
+    pub fn of(qmp: impl Into<PathBuf>, process: GuestProcess) -> Self {
+        Self { qmp: qmp.into(), process: Process::from(process) }
+    }
+
+    /// Whether its process lives and is not about to die.
     pub fn alive(&mut self) -> bool {
         self.process.is_alive()
     }
@@ -95,7 +101,7 @@ impl QemuHandle {
         remove_buffers(&mut client, netdevs.iter().flat_map(|netdev| objects_of(netdev)))
     }
 
-    /// Kills it; ok if it is dead already.
+    /// Kills it and waits for its end; ok if it is dead already.
     pub fn destroy(&mut self) -> Result<(), QemuError> {
         self.process.kill()
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use romulus_host::guard::GuestProcess;
+use romulus_host::maps;
 use romulus_host::memory::map_guest_file;
 use romulus_transport::Memory;
 
@@ -37,6 +38,12 @@ pub struct SharedMapping {
     first_line: (u64, u64),
 }
 
+impl From<GuestProcess> for Process {
+    fn from(inner: GuestProcess) -> Self {
+        Self { pid: i32::try_from(inner.pid()).unwrap_or_default(), inner }
+    }
+}
+
 impl Process {
     /// Opens the process `pid`.
     pub fn open(pid: i32) -> Result<Self, QemuError> {
@@ -45,7 +52,7 @@ impl Process {
         })?;
         let inner = GuestProcess::open(id)
             .map_err(|error| QemuError::failed(format!("opening process {pid}"), error))?;
-        Ok(Self { pid, inner })
+        Ok(inner.into())
     }
 
     /// The process at the other end of a monitor: the one that listens on its socket. It must
@@ -138,7 +145,7 @@ impl Process {
         if !self.is_alive() {
             return Err(QemuError::Gone { pid: self.pid() });
         }
-        Ok(parse_maps(&text))
+        Ok(shared_files(&text))
     }
 
     /// Maps a shared mapping of the process here, for reading only: what is written through
@@ -154,42 +161,30 @@ impl Process {
     }
 }
 
-fn parse_maps(text: &str) -> Vec<SharedMapping> {
-    let mut mappings: Vec<SharedMapping> = Vec::new();
-    for next in text.lines().filter_map(parse_line) {
-        match mappings.last_mut() {
+/// The shared files among what a process has mapped.
+fn shared_files(maps: &str) -> Vec<SharedMapping> {
+    let mut found: Vec<SharedMapping> = Vec::new();
+    for next in maps::parse(maps).into_iter().filter(|next| next.shared && !next.file.is_empty()) {
+        let len_bytes = next.end.saturating_sub(next.start);
+        match found.last_mut() {
             Some(last)
                 if last.file == next.file
-                    && last.address + last.len_bytes == next.address
+                    && last.address.checked_add(last.len_bytes) == Some(next.start)
                     && last.offset.checked_add(last.len_bytes) == Some(next.offset) =>
             {
-                last.len_bytes += next.len_bytes;
+                last.len_bytes += len_bytes;
             }
-            _ => mappings.push(next),
+            _ => found.push(SharedMapping {
+                address: next.start,
+                len_bytes,
+                offset: next.offset,
+                file: next.file,
+                name: next.name.trim_end_matches(" (deleted)").to_owned(),
+                first_line: (next.start, next.end),
+            }),
         }
     }
-    mappings
-}
-
-/// `7f00-7f10 rw-s 00000000 00:01 1234   /dev/shm/x`; shared file mappings only.
-fn parse_line(line: &str) -> Option<SharedMapping> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let shared = fields.next()?.as_bytes().get(3) == Some(&b's');
-    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
-    let device = fields.next()?;
-    let inode = fields.next()?;
-    let name = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
-    let start = u64::from_str_radix(start, 16).ok()?;
-    let end = u64::from_str_radix(end, 16).ok()?;
-    (shared && inode != "0").then(|| SharedMapping {
-        address: start,
-        len_bytes: end.saturating_sub(start),
-        offset,
-        file: format!("{device}:{inode}"),
-        name: name.trim_end_matches(" (deleted)").to_owned(),
-        first_line: (start, end),
-    })
+    found
 }
 
 #[cfg(test)]
@@ -206,7 +201,7 @@ mod tests {
 7f0000030000-7f0000040000 rw-p 00000000 00:00 0
 garbage
 ";
-        let mappings = parse_maps(text);
+        let mappings = shared_files(text);
         assert_eq!(mappings.len(), 2);
         assert_eq!((mappings[0].address, mappings[0].len_bytes), (0x7f00_0000_0000, 0x20000));
         assert_eq!(mappings[0].name, "/dev/shm/a guest");

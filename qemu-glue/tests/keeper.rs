@@ -2,12 +2,15 @@
 
 mod support;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use romulus_checkpoint::guest::Guest;
 use romulus_checkpoint::standby::Standby;
+use romulus_checkpoint::{GuestLayout, Region};
+use romulus_qemu::stream::ROM_REGION;
 use romulus_qemu::{GuestOptions, Process, QemuGuest, QemuStandby, StandbyOptions};
 use romulus_transport::Memory;
 use support::{GUEST_MIB, LONG, Shadow, Vm, eventually, machine};
@@ -72,6 +75,49 @@ fn a_standby_ends_with_its_keeper() {
     keeper.wait().expect("wait");
     assert!(process.wait_end(LONG), "the standby outlives its keeper");
     std::fs::remove_dir_all(place).expect("the keeper's directory");
+}
+
+/// Set for the process that plays QEMU: the path of its monitor, and where it writes what it is asked.
+const MONITOR: &str = "ROMULUS_TEST_MONITOR";
+const ASKED: &str = "ROMULUS_TEST_ASKED";
+
+/// Not a test of its own: a QEMU that has nothing.
+#[test]
+fn empty_qemu() {
+    let (Some(monitor), Some(asked)) = (std::env::var_os(MONITOR), std::env::var_os(ASKED)) else { return };
+    let mut asked = std::fs::File::create(asked).expect("a file");
+    let (link, _) = UnixListener::bind(monitor).expect("a monitor").accept().expect("a client");
+    let mut answers = link.try_clone().expect("the same socket");
+    writeln!(answers, r#"{{"QMP": {{"version": {{}}, "capabilities": []}}}}"#).expect("a greeting");
+    for line in BufReader::new(link).lines().map_while(Result::ok) {
+        let command: serde_json::Value = serde_json::from_str(&line).expect("a command");
+        writeln!(asked, "{}", command["execute"].as_str().expect("a name")).expect("a line");
+        let value = match command["execute"].as_str() {
+            Some("query-migrate-capabilities") => r#"[{"capability": "x-ignore-shared", "state": false}]"#,
+            _ => "{}",
+        };
+        writeln!(answers, r#"{{"return": {value}, "id": {}}}"#, command["id"]).expect("an answer");
+    }
+}
+
+#[test]
+fn a_standby_is_tied_to_its_keeper_before_it_is_asked_what_it_is() {
+    let region = |name: &str| Region { name: name.into(), pages: 1 };
+    let layout = GuestLayout { regions: vec![region("ram0"), region(ROM_REGION)] };
+    let shadow = Shadow::of(&layout);
+    let asked = shadow.place.path("asked");
+    let program = std::env::current_exe().expect("this test");
+    let script = format!(
+        "{MONITOR}={{qmp}} {ASKED}={} exec {} --exact empty_qemu --nocapture",
+        asked.display(),
+        program.display()
+    );
+    let command = ["sh", "-c", &script, "{image}"].map(str::to_owned).to_vec();
+    let error = standby(&shadow, command).prepare(&layout, &shadow.regions).expect_err("it has no memory");
+    assert!(error.to_string().contains("no RAM block ram0"), "{error}");
+    let asked = std::fs::read_to_string(asked).expect("what it was asked");
+    let at = |name: &str| asked.lines().position(|line| line == name);
+    assert!(at("migrate-incoming").expect("armed") < at("query-version").expect("asked"), "{asked}");
 }
 
 #[test]

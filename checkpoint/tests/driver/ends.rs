@@ -46,6 +46,22 @@ fn after_a_stop_the_guest_runs_on_untouched_and_the_backup_is_free_for_the_next(
 }
 
 #[test]
+fn i8_a_gate_that_cannot_be_taken_away_is_no_success() {
+    let lab = Lab::new(busy_guest());
+    let backup = lab.start_backup();
+    let primary = lab.start_primary(backup.handle.local_address());
+    primary.until_protected(3);
+    lab.gate.stuck.store(true, Ordering::SeqCst);
+    primary.handle.request_stop();
+    match primary.wait() {
+        PrimaryOutcome::Failed(why) => assert!(why.contains("output gate") && why.contains("stuck"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!primary.guest.is_paused());
+    backup.stop();
+}
+
+#[test]
 fn a_guest_that_has_powered_off_is_never_resumed() {
     let lab = Lab::new(busy_guest());
     let backup = lab.start_backup();

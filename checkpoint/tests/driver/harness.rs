@@ -61,6 +61,8 @@ pub struct BookGate {
     pub holding: AtomicBool,
     pub detached: AtomicBool,
     pub held_bytes: AtomicU64,
+    /// It cannot be taken away.
+    pub stuck: AtomicBool,
 }
 
 impl OutputGate for BookGate {
@@ -90,6 +92,9 @@ impl OutputGate for BookGate {
         1 << 20
     }
     fn detach(&self) -> Result<(), GateError> {
+        if self.stuck.load(Ordering::SeqCst) {
+            return Err(GateError("stuck".into()));
+        }
         self.detached.store(true, Ordering::SeqCst);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Memory: what is free, where images can live, huge pages, swap.
 
 use super::{Fact, mebibytes, read};
+use crate::memory::number_in;
 
 pub fn available() -> Fact {
     let bytes = crate::memory::available_bytes();
@@ -35,8 +36,8 @@ pub fn huge_pages() -> Fact {
 
 fn huge_pages_fact(meminfo: &str, transparent: Option<&str>) -> Fact {
     const NAME: &str = "huge_pages";
-    let (total, free) = (number(meminfo, "HugePages_Total:"), number(meminfo, "HugePages_Free:"));
-    let size_kib = number(meminfo, "Hugepagesize:");
+    let (total, free) = (number_in(meminfo, "HugePages_Total:"), number_in(meminfo, "HugePages_Free:"));
+    let size_kib = number_in(meminfo, "Hugepagesize:");
     let shared = transparent.and_then(chosen).unwrap_or("not available");
     let detail =
         format!("{free} of {total} free, {size_kib} KiB each; transparent in shared memory: {shared}");
@@ -57,7 +58,7 @@ fn chosen(list: &str) -> Option<&str> {
 }
 
 pub fn swap() -> Fact {
-    swap_fact(number(&read("/proc/meminfo").unwrap_or_default(), "SwapTotal:"))
+    swap_fact(number_in(&read("/proc/meminfo").unwrap_or_default(), "SwapTotal:"))
 }
 
 fn swap_fact(total_kib: u64) -> Fact {
@@ -70,14 +71,6 @@ fn swap_fact(total_kib: u64) -> Fact {
         "a guest or an image that is swapped out makes pauses and takeover slow: swapoff -a, or lock the guest \
          (QEMU: -overcommit mem-lock=on)",
     )
-}
-
-fn number(text: &str, name: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_ascii_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -57,14 +57,9 @@ pub(super) enum Found {
     Foreign,
 }
 
-/// Looks at the filters on an interface's ingress.
-pub(super) fn look(netlink: &Netlink, index: u32) -> io::Result<Found> {
-    look_at(netlink, index, TcHandle::MIN_INGRESS)
-}
-
 /// Looks at the filters on both hooks: that which holds, and that which diverts.
 pub(super) fn look_at_both(netlink: &Netlink, index: u32) -> io::Result<(Found, Found)> {
-    Ok((look(netlink, index)?, look_at(netlink, index, TcHandle::MIN_EGRESS)?))
+    Ok((look_at(netlink, index, TcHandle::MIN_INGRESS)?, look_at(netlink, index, TcHandle::MIN_EGRESS)?))
 }
 
 fn look_at(netlink: &Netlink, index: u32, hook: u16) -> io::Result<Found> {

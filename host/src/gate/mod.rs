@@ -25,6 +25,8 @@ mod set;
 mod status;
 mod tap;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use choice::{GateChoice, GateChoices};
 pub use guarded::GuardedRedirect;
 pub use link::Mac;
@@ -33,3 +35,8 @@ pub use redirect::{RedirectGate, RedirectOptions, can_redirect};
 pub use set::GateSet;
 pub use status::GateStatus;
 pub use tap::{Tap, VNET_HEADER_BYTES, can_make_taps};
+
+/// What these locks guard is valid whatever became of a thread that held one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,14 +1,15 @@
 //! The way of one card's packets: from the inlet into the ring, from the ring to the outlet.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
 use romulus_checkpoint::GateMark;
 
 use super::link::Mac;
+use super::lock;
 use super::ring::{Consumer, MAX_FRAME_BYTES, Producer, Watch};
 use super::tap::{Tap, VNET_HEADER_BYTES};
 
@@ -48,6 +49,8 @@ pub(super) struct Nic {
     limit: AtomicU64,
     /// All packets may leave.
     passing: AtomicBool,
+    /// A tap of the gate is gone: nothing passes any more. Said once.
+    broken: AtomicBool,
     inlet_mac: Mac,
     bound_bytes: u64,
     began: Instant,
@@ -84,10 +87,6 @@ pub(super) struct Level {
     pub(super) refused: u64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Nic {
     pub(super) fn new(producer: Producer, watch: Watch, inlet_mac: Mac, bound_bytes: u64) -> Self {
         Self {
@@ -96,6 +95,7 @@ impl Nic {
             marks: Mutex::new(Marks { positions: VecDeque::with_capacity(MARKS) }),
             limit: AtomicU64::new(0),
             passing: AtomicBool::new(true),
+            broken: AtomicBool::new(false),
             inlet_mac,
             bound_bytes,
             began: Instant::now(),
@@ -134,8 +134,7 @@ impl Nic {
                     continue;
                 }
                 Err(error) => {
-                    tracing::error!(%error, inlet = inlet.name(), "the gate's inlet cannot be read");
-                    stopped = Stopped::Broken;
+                    stopped = self.note_broken(inlet, "inlet cannot be read", &error);
                     break;
                 }
             };
@@ -153,6 +152,13 @@ impl Nic {
             self.look_at_bound();
         }
         stopped
+    }
+
+    fn note_broken(&self, tap: &Tap, what: &str, error: &std::io::Error) -> Stopped {
+        if !self.broken.swap(true, Ordering::SeqCst) {
+            tracing::error!(%error, tap = tap.name(), "the gate's {what}");
+        }
+        Stopped::Broken
     }
 
     fn look_at_bound(&self) {
@@ -182,8 +188,7 @@ impl Nic {
                     break;
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {
-                    tracing::error!(%error, outlet = outlet.name(), "the gate's outlet cannot be written");
-                    stopped = Stopped::Broken;
+                    stopped = self.note_broken(outlet, "outlet cannot be written", &error);
                     break;
                 }
                 Err(error) => {
@@ -225,8 +230,9 @@ impl Nic {
     }
 
     /// Everything that the guest, which stands still, has sent so far belongs to `mark`. What the
-    /// ring has no room for counts as sent later: it leaves later.
-    pub(super) fn mark(&self, inlet: &Tap, mark: GateMark) {
+    /// ring has no room for counts as sent later: it leaves later. `false`: the gate's taps are gone, and
+    /// with them the way of its packets.
+    pub(super) fn mark(&self, inlet: &Tap, mark: GateMark) -> bool {
         let mut reader = lock(&self.reader);
         // All that is queued; more than a queue's length can only be what this host sends.
         self.fill_locked(&mut reader, inlet, 2 * super::plumbing::INLET_QUEUE_PACKETS as usize);
@@ -236,6 +242,7 @@ impl Nic {
             positions.pop_back();
         }
         positions.push_back((mark, position));
+        !self.broken.load(Ordering::SeqCst)
     }
 
     /// Lets everything up to a mark leave.

@@ -10,7 +10,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::link::{InfoBridge, InfoKind};
@@ -18,6 +18,7 @@ use romulus_checkpoint::gate::GateError;
 
 use super::filter::{self, Found, Restore};
 use super::link::{self, Facts, Mac};
+use super::lock;
 use super::netlink::Netlink;
 use super::tap::Tap;
 
@@ -57,6 +58,17 @@ pub(super) struct Plumbing {
     tap_index: u32,
     /// What the settings beside the filter were before it was set.
     before: Mutex<Option<Restore>>,
+}
+
+/// What is left of a gate's settings around its tap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// All of them.
+    All,
+    /// The filter that holds, and not all that belongs to it.
+    Holding,
+    /// Nothing that holds.
+    Open,
 }
 
 /// An error with what was tried.
@@ -195,24 +207,36 @@ impl Plumbing {
         outcome
     }
 
-    /// Whether what [`close`](Self::close) set is there no more, on a tap that is.
-    pub(super) fn is_torn(&self, netlink: &Netlink) -> io::Result<bool> {
-        let held = matches!(filter::look(netlink, self.tap_index)?, Found::Ours(_));
-        Ok(!held && link::find_index(netlink, self.tap_index)?.is_some())
+    /// What is left of what [`close`](Self::close) set. A tap that is gone needs none of it.
+    pub(super) fn look(&self, netlink: &Netlink) -> io::Result<Left> {
+        let found = filter::look_at_both(netlink, self.tap_index)?;
+        Ok(match found {
+            (Found::Ours(_), Found::Ours(_)) => Left::All,
+            (Found::Ours(_), _) => Left::Holding,
+            _ if link::find_index(netlink, self.tap_index)?.is_some() => Left::Open,
+            _ => Left::All,
+        })
     }
 
-    /// Sets it again after somebody has taken it away.
-    pub(super) fn mend(&self, netlink: &Netlink) -> Result<(), GateError> {
-        let before = *self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        self.try_close(netlink, before)
+    /// Sets again what somebody has taken away, or what could not be set before.
+    pub(super) fn mend(&self, netlink: &Netlink, left: Left) -> Result<(), GateError> {
+        let before = *lock(&self.before);
+        match (left, before) {
+            (Left::All, _) => Ok(()),
+            (Left::Holding, Some(restore)) => self.set_beside(netlink, restore),
+            _ => self.try_close(netlink, before),
+        }
     }
 
     /// Sees to it that what [`close`](Self::close) set is there.
     pub(super) fn close_again(&self, netlink: &Netlink) -> Result<(), GateError> {
-        match self.is_torn(netlink).map_err(failed(&self.spec, "looking at the tap's filters"))? {
-            true => self.mend(netlink),
-            false => Ok(()),
-        }
+        let left = self.look(netlink).map_err(failed(&self.spec, "looking at the tap's filters"))?;
+        self.mend(netlink, left)
+    }
+
+    /// An error about this card.
+    pub(super) fn refused(&self, why: &str) -> GateError {
+        refused(&self.spec, why)
     }
 
     /// `before` is known where other settings of the gate still stand.
@@ -246,7 +270,7 @@ impl Plumbing {
             link::is_pinned(netlink, index, mac).map_err(failed(spec, "reading the bridge's table"))?;
         let now = Restore { multicast_router: tap.multicast_router(), address_stays };
         let restore = before.unwrap_or(now);
-        *self.before.lock().unwrap_or_else(PoisonError::into_inner) = Some(restore);
+        *lock(&self.before) = Some(restore);
         // First, since its cookie tells a later process what else is to be put back.
         filter::redirect_all(netlink, index, self.inlet_index, restore).map_err(|error| {
             // Without the filter nobody would know it for ours.
@@ -254,8 +278,14 @@ impl Plumbing {
             tracing::debug!(?removed, "after a filter that the kernel refused");
             failed(spec, "redirecting the tap's packets")(error)
         })?;
-        // The bridge learns of the guest no more: what it has to know is set.
-        if !address_stays {
+        self.set_beside(netlink, restore)
+    }
+
+    /// What else is needed while the filter holds. The bridge learns of the guest no more: what it has to
+    /// know is set.
+    fn set_beside(&self, netlink: &Netlink, restore: Restore) -> Result<(), GateError> {
+        let (spec, index, mac) = (&self.spec, self.tap_index, self.spec.mac);
+        if !restore.address_stays {
             link::pin_address(netlink, index, mac).map_err(failed(spec, "pinning the guest's address"))?;
         }
         link::set_multicast_router(netlink, index, link::all_multicast())

@@ -2,9 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,9 +14,10 @@ use romulus_checkpoint::gate::{GateError, GateLevel, OutputGate};
 use romulus_checkpoint::release::ReleaseToken;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
+use super::lock;
 use super::netlink::Netlink;
 use super::nic::{BATCH, Nic, Stopped};
-use super::plumbing::{self, NicSpec, Plumbing};
+use super::plumbing::{self, Left, NicSpec, Plumbing};
 use super::ring::{Consumer, ring};
 use super::status::{GateStatus, percentiles};
 use crate::ThreadSetup;
@@ -73,7 +73,7 @@ struct Shared {
 struct Losses {
     times: AtomicU64,
     at_most_ms: AtomicU64,
-    /// It is away and could not be set again; said once.
+    /// Something is away and could not be set again; said once.
     lasts: AtomicBool,
 }
 
@@ -84,10 +84,6 @@ struct Links {
     want_open: bool,
     /// Everything may leave: a tap without its filter is as it should be.
     passing: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> GateError {
@@ -144,12 +140,11 @@ impl RedirectGate {
     ) -> Result<(), GateError> {
         let setup = Arc::clone(&options.threads);
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            setup(name);
-            // A gate that no thread moves would hold the guest's output for ever, with nobody to
-            // notice. Dying leaves it closed, and the guard acts.
-            if catch_unwind(AssertUnwindSafe(body)).is_err() {
-                std::process::abort();
-            }
+            // A gate that no thread moves would hold the guest's output for ever. Dying leaves it closed.
+            crate::or_abort(|| {
+                setup(name);
+                body();
+            });
         });
         lock(&self.threads).push(thread.map_err(system("starting a thread"))?);
         Ok(())
@@ -218,10 +213,14 @@ impl OutputGate for RedirectGate {
     }
 
     fn mark(&self, mark: GateMark) -> Result<(), GateError> {
+        let mut outcome = Ok(());
         for (plumbing, nic) in &self.shared.nics {
-            nic.mark(&plumbing.inlet, mark);
+            if !nic.mark(&plumbing.inlet, mark) {
+                outcome =
+                    Err(plumbing.refused("somebody took the gate's taps away: nothing passes it any more"));
+            }
         }
-        Ok(())
+        outcome
     }
 
     fn release(&self, token: &ReleaseToken) {
@@ -358,27 +357,34 @@ impl Shared {
     /// what has left meanwhile: it is said, and counted.
     fn mend_links(&self, seen: Instant) {
         for ((plumbing, _), losses) in self.nics.iter().zip(&self.losses) {
-            // A tap that goes away under the look, with its guest, is not torn.
-            if !plumbing.is_torn(&self.netlink).unwrap_or(false) {
-                losses.lasts.store(false, Ordering::Relaxed);
-                continue;
-            }
-            let mended = plumbing.mend(&self.netlink);
+            let look = || plumbing.look(&self.netlink).unwrap_or(Left::All);
+            let left = look();
+            let mended = plumbing.mend(&self.netlink, left);
             let at_most_ms = seen.elapsed().as_millis() as u64;
-            losses.at_most_ms.fetch_add(at_most_ms, Ordering::Relaxed);
-            if losses.lasts.swap(mended.is_err(), Ordering::Relaxed) {
+            if left == Left::Open {
+                losses.at_most_ms.fetch_add(at_most_ms, Ordering::Relaxed);
+            }
+            let known = losses.lasts.swap(mended.is_err(), Ordering::Relaxed);
+            if left == Left::All || known && mended.is_err() {
                 continue;
             }
-            losses.times.fetch_add(1, Ordering::Relaxed);
             let (nic, tap) = (&plumbing.spec.nic, &plumbing.spec.tap);
+            if left == Left::Open && !known {
+                losses.times.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    "card {nic} on {tap}: somebody took the gate's filter away; what the guest sent in the \
+                     {at_most_ms} ms before, at most, left unheld"
+                );
+            }
             match mended {
-                Ok(()) => tracing::error!(
-                    "card {nic} on {tap}: somebody took the gate's filter away; it is set again, and what the guest \
-                     sent in the {at_most_ms} ms before, at most, left unheld"
-                ),
+                Ok(()) => tracing::warn!("card {nic} on {tap}: what was taken away of the gate is set again"),
+                Err(error) if look() == Left::Open => {
+                    tracing::error!(
+                        "{error}: it cannot be set again, and what the guest sends leaves unheld"
+                    );
+                }
                 Err(error) => tracing::error!(
-                    "{error}: somebody took the gate's filter away, and it cannot be set again: what the guest sends \
-                     leaves unheld"
+                    "{error}: what the guest sends is held, but not all that belongs to the gate is set; trying again"
                 ),
             }
         }

@@ -13,7 +13,7 @@ pub struct GateSet {
 }
 
 impl GateSet {
-    /// These gates, in no order.
+    /// These gates, one after the other. Only the first may fail to hold.
     pub fn new(gates: Vec<Arc<dyn OutputGate>>) -> Self {
         Self { gates }
     }
@@ -28,9 +28,9 @@ impl OutputGate for GateSet {
         self.each(|gate| gate.claimed(grant))
     }
 
-    /// After failure of one the others hold; what they hold is let go by the next grant.
+    /// Those after one that fails are not asked: they would hold what nobody releases.
     fn hold(&self) -> Result<(), GateError> {
-        self.each(|gate| gate.hold())
+        self.gates.iter().try_for_each(|gate| gate.hold())
     }
 
     fn mark(&self, mark: GateMark) -> Result<(), GateError> {
@@ -62,5 +62,52 @@ impl OutputGate for GateSet {
 
     fn detach(&self) -> Result<(), GateError> {
         self.each(|gate| gate.detach())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A gate that can hold, or not.
+    struct Half {
+        can_hold: bool,
+        holds: AtomicBool,
+    }
+
+    impl OutputGate for Half {
+        fn hold(&self) -> Result<(), GateError> {
+            if !self.can_hold {
+                return Err(GateError("no".into()));
+            }
+            self.holds.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+        fn mark(&self, _mark: GateMark) -> Result<(), GateError> {
+            Ok(())
+        }
+        fn release(&self, _token: &ReleaseToken) {}
+        fn level(&self) -> GateLevel {
+            GateLevel::default()
+        }
+        fn bound_bytes(&self) -> u64 {
+            u64::MAX
+        }
+        fn detach(&self) -> Result<(), GateError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn after_a_hold_that_failed_nothing_is_held() {
+        let half = |can_hold| Arc::new(Half { can_hold, holds: AtomicBool::new(false) });
+        let (first, second) = (half(false), half(true));
+        let set = GateSet::new(vec![first, second.clone()]);
+        assert!(set.hold().is_err() && !second.holds.load(Ordering::SeqCst));
+        let (first, second) = (half(true), half(true));
+        GateSet::new(vec![first.clone(), second.clone()]).hold().unwrap();
+        assert!([first, second].iter().all(|gate| gate.holds.load(Ordering::SeqCst)));
     }
 }

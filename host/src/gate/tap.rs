@@ -1,6 +1,5 @@
 //! Taps that the gate owns: they live as long as their descriptor.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -74,11 +73,6 @@ impl Tap {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// The same descriptor as a file.
-    pub fn into_file(self) -> File {
-        File::from(self.fd)
     }
 }
 

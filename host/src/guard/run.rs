@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use romulus_checkpoint::arbiter::none::AutomaticMoves;
 use romulus_checkpoint::arbiter::spec::ArbiterSpec;
@@ -162,6 +162,20 @@ impl Hands<'_> {
         self.gate.as_deref_mut().map_or(Ok(()), |gate| gate.open(grant))
     }
 
+    /// `Ok` also where its process has ended: that one cannot be reached any more.
+    fn destroy(&mut self) -> Result<(), String> {
+        if self.process.as_ref().is_some_and(|process| process.wait_end(Some(Duration::ZERO))) {
+            return Ok(());
+        }
+        let result = self.guest().and_then(|guest| guest.destroy());
+        self.or_forget_guest(result)
+    }
+
+    /// Until a process that was killed has ended, it may still send: for so long its gate stays closed.
+    fn has_ended(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.wait_end(None))
+    }
+
     /// The guest is gone: what its gate had set up goes too.
     fn clear_gate(&mut self) {
         let cleared = match self.gate.as_deref_mut() {
@@ -204,11 +218,10 @@ fn act(mut guard: Guard, hands: &mut Hands<'_>, words: LastWords) -> Outcome {
                 {
                     tracing::warn!("guest {guest}: settings of its protection are left in place: {why}");
                 }
-                let gone = matches!(
-                    outcome,
-                    Outcome::GuestDead | Outcome::HandedBack | Outcome::Destroyed(_) | Outcome::Ended
-                );
-                if gone {
+                let is_dying =
+                    matches!(outcome, Outcome::GuestDead | Outcome::HandedBack | Outcome::Destroyed(_));
+                // One that has powered off sends nothing, and its process may stay.
+                if *outcome == Outcome::Ended || is_dying && hands.has_ended() {
                     hands.clear_gate();
                 }
                 return outcome.clone();
@@ -224,10 +237,7 @@ fn act(mut guard: Guard, hands: &mut Hands<'_>, words: LastWords) -> Outcome {
                 let result = hands.open_gate(grant);
                 Input::Done(hands.or_forget_gate(result))
             }
-            Action::Destroy => {
-                let result = hands.guest().and_then(|guest| guest.destroy());
-                Input::Done(hands.or_forget_guest(result))
-            }
+            Action::Destroy => Input::Done(hands.destroy()),
             Action::Wait(pause, why) => {
                 if *why != last_reason {
                     tracing::warn!("guest {guest}: {why}; trying again");

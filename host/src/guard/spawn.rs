@@ -22,44 +22,40 @@ pub struct GuardHandle {
     process: GuestProcess,
     link: UnixStream,
     page: Arc<Page>,
+    /// Opened while it certainly lived.
+    guest: Option<Arc<GuestProcess>>,
 }
 
 /// Starts a guard of this process. `command` runs this program's guard subcommand (usually
 /// `/proc/self/exe guard`), which calls [`super::run`]. Returns when it is ready; it has nothing
 /// to do before [`GuardHandle::arm`].
-pub fn spawn(mut command: Command, spec: &GuardSpec) -> Result<GuardHandle, GuardError> {
+pub fn spawn(command: Command, spec: &GuardSpec) -> Result<GuardHandle, GuardError> {
+    let page = Page::create().map_err(|error| GuardError::new("make its page", error))?;
+    let open = |pid| {
+        let opened = GuestProcess::open(pid);
+        opened.map_err(|error| GuardError::new(format!("pidfd of the guest, process {pid}"), error))
+    };
+    let guest = spec.guest_pid.map(open).transpose()?;
+    start(command, spec, Arc::new(page), guest.map(Arc::new))
+}
+
+fn start(
+    mut command: Command,
+    spec: &GuardSpec,
+    page: Arc<Page>,
+    guest: Option<Arc<GuestProcess>>,
+) -> Result<GuardHandle, GuardError> {
     let greeting = serde_json::to_vec(spec)
         .map_err(|error| GuardError::new("write its settings", io::Error::from(error)))?;
-    let page = Page::create().map_err(|error| GuardError::new("make its page", error))?;
     let own = GuestProcess::open(std::process::id()).map_err(|error| GuardError::new("own pidfd", error))?;
-    let guest = match spec.guest_pid {
-        Some(pid) => {
-            let opened = GuestProcess::open(pid);
-            Some(
-                opened
-                    .map_err(|error| GuardError::new(format!("pidfd of the guest, process {pid}"), error))?,
-            )
-        }
-        None => None,
-    };
-    let (mut here, there) = UnixStream::pair().map_err(|error| GuardError::new("socketpair", error))?;
+    let (here, there) = UnixStream::pair().map_err(|error| GuardError::new("socketpair", error))?;
     command.stdin(Stdio::from(OwnedFd::from(there))).stdout(Stdio::null());
     let child = command.spawn().map_err(|error| GuardError::new("start its process", error))?;
     // The command still holds the guard's end of the link: a guard that dies would go unnoticed.
     drop(command);
     let process = GuestProcess::open(child.id()).map_err(|error| GuardError::new("its pidfd", error))?;
-    let mut descriptors = vec![page.file(), own.pidfd()];
-    descriptors.extend(guest.as_ref().map(GuestProcess::pidfd));
-    let mut ready = [0];
-    let started = link::send_greeting(&mut here, &greeting, &descriptors)
-        .and_then(|()| here.set_read_timeout(Some(START_LIMIT)))
-        .and_then(|()| here.read_exact(&mut ready))
-        .and_then(|()| {
-            if ready == [link::READY] { Ok(()) } else { Err(io::Error::other("it is another program")) }
-        });
-    drop(descriptors);
-    let mut handle = GuardHandle { child, process, link: here, page: Arc::new(page) };
-    if let Err(error) = started {
+    let mut handle = GuardHandle { child, process, link: here, page, guest };
+    if let Err(error) = handle.greet(&greeting, &own) {
         handle.end();
         return Err(GuardError::new("it did not get ready", error));
     }
@@ -67,6 +63,24 @@ pub fn spawn(mut command: Command, spec: &GuardSpec) -> Result<GuardHandle, Guar
 }
 
 impl GuardHandle {
+    fn greet(&mut self, greeting: &[u8], own: &GuestProcess) -> io::Result<()> {
+        let mut descriptors = vec![self.page.file(), own.pidfd()];
+        descriptors.extend(self.guest.as_deref().map(GuestProcess::pidfd));
+        link::send_greeting(&mut self.link, greeting, &descriptors)?;
+        self.link.set_read_timeout(Some(START_LIMIT))?;
+        let mut ready = [0];
+        self.link.read_exact(&mut ready)?;
+        if ready == [link::READY] { Ok(()) } else { Err(io::Error::other("it is another program")) }
+    }
+
+    /// Starts another in place of one that has died. It knows all that was noted for that one, and pause
+    /// flags stay valid. After failure there is none, and this may be tried again.
+    pub fn restart(&mut self, command: Command, spec: &GuardSpec) -> Result<(), GuardError> {
+        self.end();
+        *self = start(command, spec, Arc::clone(&self.page), self.guest.clone())?;
+        Ok(())
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use romulus_checkpoint::driver::backup::{ArenaError, ArenaProvider, BackupArena};
 use romulus_checkpoint::standby::ImageRegion;
@@ -21,7 +20,7 @@ use super::mapping::{map_shared, staging_populated_later};
 /// reachable by path, until the next one is allocated or this is dropped.
 #[derive(Debug, Default)]
 pub struct HostArenas {
-    homes: Vec<Arc<File>>,
+    homes: Vec<File>,
 }
 
 impl HostArenas {
@@ -54,7 +53,7 @@ impl ArenaProvider for HostArenas {
         for region in lent {
             let (file, memory) = allocate(&region.name, region.pages.saturating_mul(PAGE_BYTES))?;
             let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-            homes.push(Arc::new(file));
+            homes.push(file);
             regions.push(ImageRegion { name: region.name.clone(), path, memory });
         }
         let spares_bytes = shape.spares * PAGE_BYTES;
@@ -75,7 +74,11 @@ fn arena_bytes(shape: &ArenaShape) -> Option<u64> {
 }
 
 fn not_allocated(name: &str, len_bytes: u64, error: &io::Error) -> ArenaError {
-    ArenaError::NoRoom(format!("allocating {} MiB for {name}: {error}", len_bytes >> 20))
+    let text = format!("allocating {} MiB for {name}: {error}", len_bytes >> 20);
+    match error.kind() {
+        io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull => ArenaError::NoRoom(text),
+        _ => ArenaError::Failed(text),
+    }
 }
 
 fn allocate(name: &str, len_bytes: u64) -> Result<(File, Memory), ArenaError> {
@@ -121,5 +124,12 @@ mod tests {
         assert!(error.to_string().contains("MiB are available"), "{error}");
         let error = HostArenas::new().allocate(&layout(u64::MAX), &shape(u64::MAX)).unwrap_err();
         assert!(matches!(error, ArenaError::NoRoom(_)), "{error}");
+    }
+
+    #[test]
+    fn only_what_is_for_want_of_memory_is_called_so() {
+        // The system has no file of such a length, however much memory there is.
+        let error = allocate("odd", u64::MAX - 4095).unwrap_err();
+        assert!(matches!(error, ArenaError::Failed(_)), "{error}");
     }
 }

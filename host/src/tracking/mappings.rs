@@ -1,41 +1,8 @@
-//! What is mapped in a process, from `/proc/PID/maps`.
+//! Whether what is to be tracked is mapped as it has to be.
 
 use super::target::Target;
 use super::{DirtyRange, TrackingError};
-
-/// One line of `/proc/PID/maps`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// First address.
-    pub start: u64,
-    /// First address after.
-    pub end: u64,
-    /// `MAP_SHARED`.
-    pub shared: bool,
-    /// May be written.
-    pub writable: bool,
-    /// File name or `[vdso]`; empty if anonymous.
-    pub name: String,
-}
-
-/// Parses `/proc/PID/maps`; lines that make no sense are left out.
-pub fn parse(text: &str) -> Vec<Mapping> {
-    text.lines().filter_map(parse_line).collect()
-}
-
-fn parse_line(line: &str) -> Option<Mapping> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let permissions = fields.next()?.as_bytes();
-    let name = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start().to_owned();
-    Some(Mapping {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-        writable: *permissions.get(1)? == b'w',
-        shared: *permissions.get(3)? == b's',
-        name,
-    })
-}
+use crate::maps::{Mapping, parse};
 
 /// Checks that each range is page-aligned and mapped, shared and writable, from end to end.
 pub fn check(target: &Target, ranges: &[DirtyRange]) -> Result<(), TrackingError> {
@@ -108,23 +75,10 @@ mod tests {
 12000-13000 rw-s 00002000 00:01 1040    /memfd:guest ram (deleted)
 13000-14000 rw-p 00000000 00:00 0
 14000-15000 r--s 00000000 00:01 7       /dev/shm/x
-nonsense
-7ffd0000-7ffd2000 r-xp 00000000 00:00 0                          [vdso]
 ";
 
     fn range(address: u64, pages: u64) -> DirtyRange {
         DirtyRange { address, pages, first: PageIndex(0) }
-    }
-
-    #[test]
-    fn lines_are_understood() {
-        let mappings = parse(TEXT);
-        assert_eq!(mappings.len(), 5);
-        assert_eq!(mappings[0].name, "/memfd:guest ram (deleted)");
-        assert!(mappings[0].shared && mappings[0].writable);
-        assert_eq!(mappings[2].name, "");
-        assert!(!mappings[2].shared);
-        assert_eq!(mappings[4].name, "[vdso]");
     }
 
     #[test]

@@ -59,21 +59,12 @@ impl Shared {
             }
             seen = state.round;
             drop(state);
-            // Counted as finished also if the part panics: the caller must not wait forever.
-            let _finished = Finished(self);
             self.work();
-        }
-    }
-}
-
-struct Finished<'a>(&'a Shared);
-
-impl Drop for Finished<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.busy -= 1;
-        if state.busy == 0 {
-            self.0.finished.notify_one();
+            let mut state = self.lock();
+            state.busy -= 1;
+            if state.busy == 0 {
+                self.finished.notify_one();
+            }
         }
     }
 }
@@ -95,8 +86,11 @@ impl Pool {
             let setup = Arc::clone(setup);
             let name = format!("scan-{number}");
             let worker = std::thread::Builder::new().name(name.clone()).spawn(move || {
-                setup(&name);
-                shared.serve();
+                // What a part that panics should have found would be missing, and the guest is paused.
+                crate::or_abort(|| {
+                    setup(&name);
+                    shared.serve();
+                });
             })?;
             pool.workers.push(worker);
         }
@@ -159,5 +153,38 @@ mod tests {
             let expected: Vec<String> = (1..threads).map(|number| format!("scan-{number}")).collect();
             assert_eq!(names, expected);
         }
+    }
+
+    /// Set for the process that is to die.
+    const ROLE: &str = "ROMULUS_TEST_POOL_PANICS";
+
+    /// Not a test of its own.
+    #[test]
+    fn panics_on_a_worker() {
+        if std::env::var_os(ROLE).is_none() {
+            return;
+        }
+        let on_worker = Arc::new(AtomicUsize::new(0));
+        let part: Part = Arc::new(move |_| {
+            if std::thread::current().name() == Some("scan-1") {
+                on_worker.store(1, Ordering::SeqCst);
+                panic!("on a worker");
+            }
+            // Leaves the other part to the worker.
+            while on_worker.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+        });
+        Pool::new(2, 2, &crate::no_thread_setup(), part).unwrap().run();
+    }
+
+    #[test]
+    fn i7_a_part_that_panics_ends_the_process_and_is_not_counted_as_done() {
+        use std::os::unix::process::ExitStatusExt;
+
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = concat!(module_path!(), "::panics_on_a_worker").split_once("::").unwrap().1;
+        let output = command.args(["--exact", name]).env(ROLE, "").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
     }
 }

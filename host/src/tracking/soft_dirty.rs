@@ -13,6 +13,7 @@ use romulus_checkpoint::{Extent, PAGE_BYTES, PageIndex};
 
 use super::target::Target;
 use super::{DirtyRange, DirtyTracker, TrackingError, mappings};
+use crate::memory::number_in;
 
 /// Bytes of a pagemap entry.
 pub(super) const ENTRY_BYTES: usize = 8;
@@ -104,8 +105,8 @@ fn refuse_swap(target: &Target) -> Result<(), TrackingError> {
     let meminfo = std::fs::read_to_string("/proc/meminfo")
         .map_err(|error| TrackingError::system("read /proc/meminfo", error))?;
     let status = target.read_proc("status")?;
-    let (swap, locked) = (kibibytes(&meminfo, "SwapTotal:"), kibibytes(&status, "VmLck:"));
-    let shared = kibibytes(&status, "RssShmem:");
+    let (swap, locked) = (number_in(&meminfo, "SwapTotal:"), number_in(&status, "VmLck:"));
+    let shared = number_in(&status, "RssShmem:");
     if swap > 0 && locked < shared {
         return Err(TrackingError::Refused(format!(
             "tracking by soft-dirty bits would lose writes to pages that are swapped out: switch swap off \
@@ -114,14 +115,6 @@ fn refuse_swap(target: &Target) -> Result<(), TrackingError> {
         )));
     }
     Ok(())
-}
-
-fn kibibytes(text: &str, name: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_ascii_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
 }
 
 impl DirtyTracker for SoftDirtyTracker {
@@ -183,11 +176,5 @@ mod tests {
         collect_entries(&entries(&[true, false]), PageIndex(14), &mut dirty);
         let extent = |first, pages| Extent { first: PageIndex(first), pages };
         assert_eq!(dirty, [extent(10, 1), extent(12, 3)]);
-    }
-
-    #[test]
-    fn sizes_are_read_in_kibibytes() {
-        assert_eq!(kibibytes("MemTotal: 5 kB\nSwapTotal:     1024 kB\n", "SwapTotal:"), 1024);
-        assert_eq!(kibibytes("", "SwapTotal:"), 0);
     }
 }

@@ -2,62 +2,52 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use super::TrackingError;
+use crate::guard::GuestProcess;
 
 /// The tracked process.
 #[derive(Debug)]
 pub struct Target {
-    pid: u32,
-    pidfd: OwnedFd,
+    process: GuestProcess,
 }
 
 impl Target {
     /// Takes hold of a live process.
     pub fn open(pid: u32) -> Result<Self, TrackingError> {
-        let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(TrackingError::Gone { pid })?;
-        let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty()).map_err(|error| match error {
-            rustix::io::Errno::SRCH => TrackingError::Gone { pid },
-            error => TrackingError::system(format!("pidfd_open of process {pid}"), error.into()),
+        let process = GuestProcess::open(pid).map_err(|error| match error.raw_os_error() {
+            // `None`: no process can have this id.
+            None | Some(libc::ESRCH) => TrackingError::Gone { pid },
+            Some(_) => TrackingError::system(format!("pidfd_open of process {pid}"), error),
         })?;
-        Ok(Self { pid, pidfd })
+        Ok(Self { process })
     }
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Its descriptor.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.process.pidfd()
     }
 
     /// Whether it has not ended yet.
     pub fn is_alive(&self) -> bool {
-        let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        loop {
-            match rustix::event::poll(&mut polled, Some(&now)) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return true,
-                Ok(ready) => return ready == 0,
-            }
-        }
+        !self.process.wait_end(Some(Duration::ZERO))
     }
 
     /// [`TrackingError::Gone`] of this process.
     pub fn gone(&self) -> TrackingError {
-        TrackingError::Gone { pid: self.pid }
+        TrackingError::Gone { pid: self.pid() }
     }
 
     /// Opens a file of its `/proc` directory.
     pub fn open_proc(&self, name: &str, write: bool) -> Result<File, TrackingError> {
-        let path = format!("/proc/{}/{name}", self.pid);
+        let path = format!("/proc/{}/{name}", self.pid());
         let file = File::options().read(!write).write(write).open(&path);
         // Checked after opening: the id cannot have been reused while the process is alive.
         if !self.is_alive() {
@@ -66,7 +56,7 @@ impl Target {
         file.map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => TrackingError::Privilege(format!(
                 "not allowed to open {path}: run as root, or as the owner of process {} with CAP_SYS_PTRACE",
-                self.pid
+                self.pid()
             )),
             _ => TrackingError::system(format!("open {path}"), error),
         })
@@ -77,7 +67,7 @@ impl Target {
         let mut text = String::new();
         let mut file = self.open_proc(name, false)?;
         io::Read::read_to_string(&mut file, &mut text)
-            .map_err(|error| TrackingError::system(format!("read /proc/{}/{name}", self.pid), error))?;
+            .map_err(|error| TrackingError::system(format!("read /proc/{}/{name}", self.pid()), error))?;
         Ok(text)
     }
 }

@@ -10,6 +10,7 @@ mod gate_lab;
 mod process;
 mod redirect;
 mod refusals;
+mod torn;
 mod world;
 
 use libtest_mimic::{Arguments, Trial};
@@ -37,7 +38,9 @@ fn main() {
         trial("the_hosts_own_packets_on_the_inlet_are_not_the_guests", redirect::own_packets),
         trial("large_segments_stay_large", redirect::segments),
         trial("a_detached_gate_leaves_nothing_behind", redirect::detached),
-        trial("a_filter_that_somebody_takes_away_is_noticed_counted_and_set_again", redirect::torn),
+        trial("a_filter_that_somebody_takes_away_is_noticed_counted_and_set_again", torn::torn),
+        trial("what_is_taken_away_beside_the_filter_is_set_again", torn::half_torn),
+        trial("i8_a_gate_whose_taps_are_taken_away_says_so_and_can_be_taken_away", torn::taken_away),
         trial("settings_of_others_are_put_back", redirect::put_back),
         trial("a_tap_without_a_plain_bridge_is_refused", refusals::bridges),
         trial("filters_of_others_are_not_touched", refusals::filters),

@@ -14,9 +14,9 @@ use crate::gate_lab::{GUEST, acked, run, segment};
 use crate::world::{LONG, World, eventually, grant, ip, listing, receive, send, with_memory};
 
 /// Long enough that a frame which is not held would have come.
-const MOMENT: Duration = Duration::from_millis(100);
+pub const MOMENT: Duration = Duration::from_millis(100);
 
-fn opened() -> ReleaseToken {
+pub fn opened() -> ReleaseToken {
     ReleaseToken::solo(&grant())
 }
 
@@ -328,7 +328,7 @@ pub fn own_packets() {
     let gate = world.gate();
     gate.hold().unwrap();
     // A host that thinks it can talk over the inlet.
-    let inlet = inlet_of(&gate);
+    let inlet = side_of(&gate, "inlet");
     ip(&format!("link set {inlet} arp on"));
     ip(&format!("addr add 10.77.0.1/24 dev {inlet}"));
     let ping = std::net::UdpSocket::bind("10.77.0.1:0").unwrap();
@@ -345,7 +345,8 @@ pub fn own_packets() {
     gate.detach().unwrap();
 }
 
-fn inlet_of(gate: &RedirectGate) -> String {
+/// The name of one of the gate's taps.
+pub fn side_of(gate: &RedirectGate, side: &str) -> String {
     let tap = gate.status()[0].interface.clone();
     let links = ip("link show");
     let mut name = String::new();
@@ -353,11 +354,11 @@ fn inlet_of(gate: &RedirectGate) -> String {
         if let Some((_, rest)) = line.split_once(": ").filter(|_| !line.starts_with(' ')) {
             name = rest.split(':').next().unwrap_or_default().to_owned();
         }
-        if line.contains(&format!("romulus gate of {tap}, inlet")) {
+        if line.contains(&format!("romulus gate of {tap}, {side}")) {
             return name;
         }
     }
-    panic!("no inlet in {links}");
+    panic!("no {side} in {links}");
 }
 
 pub fn segments() {
@@ -419,34 +420,4 @@ pub fn put_back() {
     gate.detach().unwrap();
     drop(gate);
     assert_eq!(listing(), before);
-}
-
-pub fn torn() {
-    let world = World::new();
-    let before = listing();
-    let gate = world.gate();
-    gate.hold().unwrap();
-    // All of it, and the filter that holds alone.
-    let away = ["qdisc del dev guest0 clsact", "filter del dev guest0 ingress"];
-    for (times, away) in (1..).zip([away, away].concat()) {
-        run("tc", away);
-        world.send(times);
-        world.expect([times]);
-        let lost = || {
-            let status = gate.status().remove(0);
-            (status.filter_lost == times).then_some(status)
-        };
-        let status = eventually("the loss of the filter is noticed", lost);
-        assert!(status.unheld_ms_at_most > 0, "{status:?}");
-        world.send(10 + times);
-        assert_eq!(world.receive(MOMENT), None, "it is held again");
-        gate.mark(GateMark(times)).unwrap();
-        gate.release(&acked(times));
-        world.expect([10 + times]);
-    }
-    // Whether or not that is noticed before.
-    run("tc", "filter del dev guest0 ingress");
-    gate.detach().unwrap();
-    drop(gate);
-    assert_eq!(listing(), before, "nothing that was set twice is left behind");
 }

@@ -36,7 +36,7 @@ fn parse_line(line: &str) -> Option<RamBlock> {
         Some(&"rw") => Some(false),
         _ => None,
     };
-    let name = fields.get(..unit - 1)?.join(" ");
+    let name = fields.get(..unit.checked_sub(1)?)?.join(" ");
     (!name.is_empty()).then_some(RamBlock { name, total_bytes, read_only })
 }
 
@@ -69,6 +69,6 @@ mod tests {
 
     #[test]
     fn odd_lines_are_left_out() {
-        assert!(parse("KiB\n4 KiB\nname 4 KiB 0x0 0x0\n\n").is_empty());
+        assert!(parse("KiB\n4 KiB\nname 4 KiB 0x0 0x0\nKiB 0x0 0x0 0x1000\n\n").is_empty());
     }
 }

@@ -106,6 +106,13 @@ fn check_network(inventory: &Inventory, allowed: Allowances, reasons: &mut Vec<S
                 client.name, client.kind
             ));
         }
+        if let ("nic", Some(hub)) = (client.kind.as_str(), &client.hub) {
+            reasons.push(format!(
+                "network card {} shares {hub} with other cards or back ends, so that no gate could tell what is its \
+                 output; give each card a back end of its own (-netdev KIND,id=ID -device CARD,netdev=ID, or -nic)",
+                client.name
+            ));
+        }
         if client.kind == "nic" && client.has_peer && !allowed.network {
             reasons.push(format!(
                 "network card {} sends output that no gate holds: take it out of the guest, give it a gate, or let \
@@ -231,6 +238,22 @@ mod tests {
             ..NetworkClient::default()
         };
         assert!(refused(|inventory| inventory.network.push(user)).contains("vhost-user"));
+    }
+
+    #[test]
+    fn i1_cards_that_share_a_hub_are_refused_whatever_is_allowed() {
+        let card = NetworkClient {
+            name: "net0".into(),
+            kind: "nic".into(),
+            has_peer: true,
+            hub: Some("hub 0".into()),
+            ..NetworkClient::default()
+        };
+        let mut inventory = good();
+        inventory.network.push(card);
+        let error = check(&inventory, Allowances { network: true, ..Allowances::default() }).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("net0") && text.contains("hub 0") && text.contains("-netdev"), "{text}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! epoch on its way at a time that is each ack.
 //!
 //! Everything is asked for here and carried out by the thread that has the guest, since a monitor
-//! serves one client. A hold takes effect at the first mark after it, while the guest stands still:
+//! serves one client; whoever asks never waits for QEMU. A hold takes effect at the first mark after it, while the guest stands still:
 //! what leaves before belongs to the epoch of that mark, from which on alone a takeover is possible.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,13 +26,15 @@ use crate::qmp::{Client, QmpError};
 /// Longest that QEMU holds by itself, in microseconds: about 71 minutes.
 const LONGEST_US: u32 = u32::MAX;
 
-/// The names of the two buffers of a back end.
+/// The names of the two buffers of a back end. QEMU's own names begin with a `#`, which no object's may have.
 pub fn objects_of(netdev: &str) -> [String; 2] {
-    ["first", "second"].map(|which| format!("romulus-gate-{which}-{netdev}"))
+    ["first", "second"].map(|which| format!("romulus-gate-{which}-{}", netdev.replace('#', ".")))
 }
 
-#[derive(Debug, Default)]
-struct Asked {
+/// What was asked for, and what the thread that has the guest has made of it. Other threads write what
+/// is asked, that thread alone the rest.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
     /// A predecessor's buffers are to go.
     clear: bool,
     /// Output is to be held from the next mark on.
@@ -41,16 +43,10 @@ struct Asked {
     open: bool,
     mark: Option<GateMark>,
     through: Option<GateMark>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    asked: Asked,
     /// The buffers are there and hold.
     holding: bool,
     /// The newest mark whose packets the second buffers hold.
     in_second: Option<GateMark>,
-    releases: u64,
 }
 
 /// The gate of the cards that QEMU itself has to hold. Clones are the same gate.
@@ -59,6 +55,7 @@ pub struct BufferGate {
     cards: Arc<[Card]>,
     /// All back ends that a predecessor may have left buffers in front of.
     netdevs: Arc<[String]>,
+    /// Never locked across a command to QEMU.
     state: Arc<Mutex<State>>,
 }
 
@@ -92,28 +89,27 @@ impl BufferGate {
 
     /// Carries out what needs no standing guest. What fails is tried again the next time.
     pub(crate) fn serve(&self, client: &mut Client) -> Result<(), QemuError> {
-        let mut state = self.lock();
-        if state.asked.clear {
+        let asked = *self.lock();
+        if asked.clear {
             remove(client, self.netdevs.iter().flat_map(|netdev| objects_of(netdev)))?;
-            state.asked.clear = false;
+            self.lock().clear = false;
         }
         if self.cards.is_empty() {
             return Ok(());
         }
-        if state.asked.open {
-            self.remove(client)?;
-            state.holding = false;
-            state.in_second = None;
-            state.asked = Asked { hold: state.asked.hold, ..Asked::default() };
-        }
-        let covered = state.in_second.zip(state.asked.through).is_some_and(|(held, through)| held <= through);
-        if state.holding && covered {
+        if asked.open {
+            let removed = self.remove(client);
+            let mut state = self.lock();
+            // Also after failure: nobody knows what holds still.
+            (state.holding, state.in_second) = (false, None);
+            removed?;
+            state.open = false;
+        } else if asked.holding && asked.in_second.zip(asked.through).is_some_and(|(held, to)| held <= to) {
             for card in self.cards.iter() {
                 let [_, second] = objects_of(&card.netdev);
                 off_and_on(client, &second)?;
             }
-            state.in_second = None;
-            state.releases += 1;
+            self.lock().in_second = None;
         }
         Ok(())
     }
@@ -124,28 +120,24 @@ impl BufferGate {
             return Ok(());
         }
         self.serve(client)?;
+        let asked = *self.lock();
+        if asked.hold && !asked.holding {
+            self.add(client)?;
+            self.lock().holding = true;
+        }
         let mut state = self.lock();
-        if state.asked.hold {
-            if !state.holding {
-                self.add(client)?;
-            }
-            state.holding = true;
-            state.asked.hold = false;
-        }
-        let Some(mark) = state.asked.mark.take() else { return Ok(()) };
-        if !state.holding {
-            return Ok(());
-        }
-        for card in self.cards.iter() {
+        let (holding, mark) = (state.holding, state.mark.take());
+        // One that was taken back meanwhile has left its order to open.
+        state.hold &= !asked.hold;
+        drop(state);
+        let Some(mark) = mark.filter(|_| holding) else { return Ok(()) };
+        let moved = self.cards.iter().try_for_each(|card| {
             let [first, _] = objects_of(&card.netdev);
-            if let Err(error) = off_and_on(client, &first) {
-                // Repeated by the next mark: what is in the second by now leaves later.
-                state.in_second = Some(mark);
-                return Err(error);
-            }
-        }
-        state.in_second = Some(mark);
-        Ok(())
+            off_and_on(client, &first)
+        });
+        // Also after failure, to be repeated by the next mark: what is in the second by now leaves later.
+        self.lock().in_second = Some(mark);
+        moved
     }
 
     fn add(&self, client: &mut Client) -> Result<(), QemuError> {
@@ -197,34 +189,29 @@ fn off_and_on(client: &mut Client, id: &str) -> Result<(), QemuError> {
 
 impl OutputGate for BufferGate {
     fn claimed(&self, _grant: &SoloGrant) -> Result<(), GateError> {
-        self.lock().asked.clear = true;
+        self.lock().clear = true;
         Ok(())
     }
 
     /// Takes effect at the first mark.
     fn hold(&self) -> Result<(), GateError> {
         let mut state = self.lock();
-        state.asked.hold = true;
         // A grant that was not made use of yet is void: nothing of it has left.
-        if state.holding {
-            state.asked.open = false;
-        }
+        (state.hold, state.open) = (true, false);
         Ok(())
     }
 
     fn mark(&self, mark: GateMark) -> Result<(), GateError> {
-        self.lock().asked.mark = Some(mark);
+        self.lock().mark = Some(mark);
         Ok(())
     }
 
     fn release(&self, token: &ReleaseToken) {
         let mut state = self.lock();
         if token.opens_gate() {
-            state.asked.open = true;
-            state.asked.hold = false;
+            (state.open, state.hold) = (true, false);
         } else {
-            let through = state.asked.through.max(Some(token.through()));
-            state.asked.through = through;
+            state.through = state.through.max(Some(token.through()));
         }
     }
 
@@ -239,5 +226,67 @@ impl OutputGate for BufferGate {
     /// The buffers go with the end of tracking, if their packets may leave.
     fn detach(&self) -> Result<(), GateError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use romulus_checkpoint::Generation;
+    use romulus_checkpoint::arbiter::{Ownership, Record, solo_grant};
+
+    use super::*;
+
+    /// Answers each command, after it was looked at.
+    fn be_qemu(link: UnixStream, look: impl Fn(&str)) {
+        let mut answers = link.try_clone().unwrap();
+        writeln!(answers, r#"{{"QMP": {{"version": {{}}, "capabilities": []}}}}"#).unwrap();
+        for line in BufReader::new(link).lines().map_while(Result::ok) {
+            look(&line);
+            let command: serde_json::Value = serde_json::from_str(&line).unwrap();
+            writeln!(answers, r#"{{"return": {{}}, "id": {}}}"#, command["id"]).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_asks_never_waits_for_qemu() {
+        let ownership = Ownership::Solo { primary: "here".into() };
+        let record = Record { ownership, generation: Generation(1), nonce: 1 };
+        let opens = ReleaseToken::solo(&solo_grant(&record, "here").unwrap());
+        let card = Card {
+            nic: "net0".into(),
+            netdev: "n0".into(),
+            kind: "user".into(),
+            mac: None,
+            tap: None,
+            queues: 1,
+            vhost: false,
+        };
+        let gate = BufferGate::new(vec![card], vec!["n0".into()]);
+        let (here, there) = UnixStream::pair().unwrap();
+        let asking = gate.clone();
+        // It asks while the command is under way; the answer waits for it.
+        let qemu = std::thread::spawn(move || {
+            be_qemu(there, |command| {
+                if command.contains("object-add") {
+                    asking.release(&opens);
+                    asking.hold().unwrap();
+                    assert_eq!(asking.status().len(), 1);
+                }
+            });
+        });
+        let mut client = Client::over(here, Path::new("test"), Duration::from_secs(2)).unwrap();
+        gate.hold().unwrap();
+        gate.mark(GateMark(1)).unwrap();
+        gate.serve_mark(&mut client).unwrap();
+        assert!(gate.status()[0].holding, "the later hold has the last word");
+        gate.serve(&mut client).unwrap();
+        assert!(gate.status()[0].holding);
+        drop(client);
+        qemu.join().unwrap();
     }
 }

@@ -123,6 +123,16 @@ mod tests {
     }
 
     #[test]
+    fn a_card_and_a_back_end_alone_on_a_hub_are_one_card() {
+        let text = "hub 0\n \\ hub0port1: net0: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:56\n \
+                    \\ hub0port0: #net012: index=0,type=tap,ifname=tap7,script=no\n";
+        let cards = found(text, &[]);
+        assert_eq!(cards.len(), 1);
+        assert_eq!((cards[0].nic.as_str(), cards[0].netdev.as_str()), ("net0", "#net012"));
+        assert_eq!(cards[0].tap.as_deref(), Some("tap7"));
+    }
+
+    #[test]
     fn interfaces_behind_descriptors_and_helpers() {
         let text = "a: index=0,type=nic,model=x,macaddr=52:54:00:00:00:01\n \\ na: index=0,type=tap,fd=23\n\
                     b: index=0,type=nic,model=x,macaddr=52:54:00:00:00:02\n \\ nb: index=0,type=tap,helper=/h,br=br0\n";

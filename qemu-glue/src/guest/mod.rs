@@ -219,16 +219,14 @@ impl QemuGuest {
         }
     }
 
-    /// Puts back everything that was changed in QEMU.
+    /// Puts back everything that was changed in QEMU, as far as it can be; tells what failed first.
     fn let_go(&mut self) -> Result<(), QemuError> {
         if let Some(mut savers) = self.savers.take() {
             savers.release(&mut self.client);
         }
-        if let Err(error) = self.buffers.serve(&mut self.client)
-            && self.process.is_alive()
-        {
-            tracing::warn!(%error, "the guest's output stays held inside QEMU");
-        }
+        let opened = self.buffers.serve(&mut self.client);
+        let opened =
+            opened.map_err(|error| QemuError::failed("letting go of the output that QEMU holds", error));
         let stopped = match self.tracker.take() {
             Some(mut tracker) => {
                 tracker.stop().map_err(|error| QemuError::failed("ending dirty tracking", error))
@@ -236,7 +234,8 @@ impl QemuGuest {
             None => Ok(()),
         };
         self.rom_refresh_until = None;
-        if self.client.is_closed() && !self.process.is_alive() { Ok(()) } else { stopped }
+        // Of a process that is gone there is nothing to put back.
+        if self.process.is_alive() { opened.and(stopped) } else { Ok(()) }
     }
 }
 

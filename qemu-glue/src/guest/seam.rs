@@ -88,6 +88,10 @@ impl Guest for QemuGuest {
             });
         };
         let outcome = savers.save(&mut self.client, into, &mut self.rom, with_rom);
+        // Whatever fails from here on: the record tells of a change once.
+        if let Ok(saved) = &outcome {
+            self.rom_dirty_pages = self.rom_dirty_pages.max(saved.rom_pages);
+        }
         // Behind the save, whose answer may be on its way already. The guest stands still.
         let marked = self.buffers.serve_mark(&mut self.client);
         self.absorb_events();
@@ -95,13 +99,8 @@ impl Guest for QemuGuest {
         if let Err(error) = marked {
             return Err(self.seam_error(error, "marking the output that QEMU holds"));
         }
-        match outcome {
-            Ok(saved) => {
-                self.rom_dirty_pages = self.rom_dirty_pages.max(saved.rom_pages);
-                Ok(saved.len_bytes)
-            }
-            Err(error) => Err(self.seam_error(error, "saving the state of CPU and devices")),
-        }
+        let saved = outcome.map_err(|error| self.seam_error(error, "saving the state of CPU and devices"))?;
+        Ok(saved.len_bytes)
     }
 
     fn populated(&self, pages: &mut Vec<Extent>) {

@@ -35,13 +35,6 @@ pub enum QmpError {
     Io(#[from] std::io::Error),
 }
 
-impl QmpError {
-    /// Whether QEMU does not know the command at all.
-    pub fn is_unknown_command(&self) -> bool {
-        matches!(self, Self::Refused { class, .. } if class == "CommandNotFound")
-    }
-}
-
 impl From<rustix::io::Errno> for QmpError {
     fn from(errno: rustix::io::Errno) -> Self {
         Self::Io(errno.into())

@@ -1,8 +1,10 @@
 //! A QEMU that waits for its state on a socket, and the loading of it.
 //!
-//! The socket is armed as soon as the machine stands. That saves a step at takeover, and it ties
-//! the standby to its keeper: when the backup process dies, the socket closes and a QEMU that
-//! still waits for its state ends by itself. Once the state is loaded nothing ties it any more.
+//! The socket is armed as soon as QEMU answers. That saves a step at takeover, and it ties the
+//! standby to its keeper: when the backup process dies, the socket closes and a QEMU that still
+//! waits for its state ends by itself. Once the state is loaded nothing ties it any more. (A signal
+//! at the parent's death would do so from the start, but for good, and comes with the end of a
+//! thread already.)
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -26,14 +28,14 @@ const DESCRIPTOR: &str = "romulus-incoming";
 pub(super) struct Incoming {
     pub(super) child: QemuChild,
     pub(super) client: Client,
-    /// Its cards on taps.
+    /// Its cards on taps, once they are known.
     pub(super) taps: Vec<NicSpec>,
     socket: UnixStream,
 }
 
 impl Incoming {
     /// Arms a started QEMU.
-    pub(super) fn arm(child: QemuChild, mut client: Client, taps: Vec<NicSpec>) -> Result<Self, QemuError> {
+    pub(super) fn arm(child: QemuChild, mut client: Client) -> Result<Self, QemuError> {
         // Left as they are: QEMU would refuse to change them while it waits, and they serve the
         // guest's own protection later.
         Capabilities::set_for_standby(&mut client)?;
@@ -43,7 +45,7 @@ impl Incoming {
         client
             .execute("migrate-incoming", json!({"uri": format!("fd:{DESCRIPTOR}")}))
             .map_err(|error| child.failed("making QEMU wait for its state", error))?;
-        Ok(Self { child, client, taps, socket })
+        Ok(Self { child, client, taps: Vec::new(), socket })
     }
 
     /// Whether it still waits.

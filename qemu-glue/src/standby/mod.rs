@@ -101,13 +101,15 @@ impl QemuStandby {
             (false, _) => template::expand(&self.options.command, &places)?,
         };
         QemuChild::make_directory(&directory)?;
-        let (child, mut client) = QemuChild::start(&command, &directory, self.options.start_timeout)?;
-        let inventory = Inventory::take(&mut client)?;
-        check_memory(&inventory, image, &child, trial)?;
+        let (child, client) = QemuChild::start(&command, &directory, self.options.start_timeout)?;
+        // Before all questions, of which there are many: from here on it ends with this process.
+        let mut incoming = Incoming::arm(child, client)?;
+        let inventory = Inventory::take(&mut incoming.client)?;
+        check_memory(&inventory, image, &incoming.child, trial)?;
         let machine = identity::identity(&inventory);
-        let taps = cards(&inventory, &child.process().interfaces(), false);
-        let taps = taps.iter().filter_map(Card::on_tap).collect();
-        Ok((Incoming::arm(child, client, taps)?, machine))
+        let cards = cards(&inventory, &incoming.child.process().interfaces(), false);
+        incoming.taps = cards.iter().filter_map(Card::on_tap).collect();
+        Ok((incoming, machine))
     }
 
     fn load(&self, incoming: &mut Incoming, state: &[u8]) -> Result<(), QemuError> {
@@ -195,7 +197,13 @@ fn check_memory(
         }
     }
     if trial {
-        return Ok(());
+        return match inventory.backends.iter().find(|backend| backend.share) {
+            Some(backend) => refused(format!(
+                "a trial load would write into the guest's image: memory backend {} is not private there",
+                backend.id
+            )),
+            None => Ok(()),
+        };
     }
     let regions = ram::regions(inventory)?;
     let mappings = ram::locate(&regions, &child.process().shared_mappings()?, inventory.address_of_zero)?;
@@ -259,7 +267,11 @@ impl Standby for QemuStandby {
     }
 
     fn activate(&mut self, state: &[u8]) -> Result<(), StandbyError> {
-        self.try_activate(state).map_err(|error| error.standby("activating"))
+        let outcome = self.try_activate(state);
+        if outcome.is_err() {
+            self.info.set(None);
+        }
+        outcome.map_err(|error| error.standby("activating"))
     }
 
     fn may_have_run(&self) -> bool {

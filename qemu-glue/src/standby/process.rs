@@ -57,13 +57,17 @@ impl QemuChild {
             .stderr(log)
             .process_group(0)
             .spawn();
-        let child = child.map_err(|why| {
+        let mut child = child.map_err(|why| {
             // Nobody owns the folder yet; an error in removing it is not what matters here.
             let _ = std::fs::remove_dir_all(directory);
             fail(why)
         })?;
         let pid = i32::try_from(child.id()).unwrap_or_default();
-        let process = Process::open(pid)?;
+        let process = Process::open(pid).inspect_err(|_| {
+            // Nobody would end it any more; it may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
         let mut started = Self { child, process, directory: directory.to_owned(), keep: false };
         let client = started.connect(timeout)?;
         Ok((started, client))

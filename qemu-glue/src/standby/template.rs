@@ -87,19 +87,43 @@ fn check(command: &[String]) -> Result<(), QemuError> {
     if command.first().is_none_or(String::is_empty) {
         return Err(refused("it is empty".into()));
     }
-    for argument in command {
-        let why = match argument.trim_start_matches('-') {
-            "daemonize" => "-daemonize: Romulus has to be QEMU's parent",
-            "incoming" => "-incoming is added by Romulus",
-            "mem-prealloc" => "-mem-prealloc may rewrite memory that the primary is writing",
-            _ if argument.contains("prealloc=on") => {
-                "prealloc=on may rewrite memory that the primary is writing"
+    for (argument, value) in command.iter().zip(command[1..].iter().map(Some).chain([None])) {
+        let option = option_of(argument);
+        let json = value.is_some_and(|value| value.trim_start().starts_with('{'));
+        let why = match option {
+            Some("daemonize") => "-daemonize: Romulus has to be QEMU's parent; take it out",
+            Some("incoming") => "-incoming is added by Romulus; take it out",
+            Some("mem-prealloc") => {
+                "-mem-prealloc may rewrite memory that the primary is writing; take it out"
+            }
+            Some("object") if json => "-object in JSON: write it as -object KIND,id=ID,KEY=VALUE,...",
+            Some("netdev") if json => "-netdev in JSON: write it as -netdev KIND,id=ID,KEY=VALUE,...",
+            Some("net") if value.is_none_or(|value| value != "none") => {
+                "-net joins its cards and back ends by a hub, of which a trial load cannot take them; write -netdev \
+                 KIND,id=ID and -device CARD,netdev=ID, or -nic"
+            }
+            _ if argument.split(',').any(preallocates) => {
+                "prealloc=on may rewrite memory that the primary is writing; take it out"
             }
             _ => continue,
         };
-        return Err(refused(format!("{why}; take it out")));
+        return Err(refused(why.into()));
     }
     Ok(())
+}
+
+/// The option that an argument is, without its dashes.
+fn option_of(argument: &str) -> Option<&str> {
+    argument.strip_prefix('-').map(|rest| rest.trim_start_matches('-'))
+}
+
+/// Whether this field of an option asks for memory ahead of its use, in any of the spellings that QEMU
+/// takes for on.
+fn preallocates(field: &str) -> bool {
+    match field.split_once('=') {
+        Some(("prealloc", value)) => !matches!(value, "off" | "no" | "false" | "n"),
+        _ => field == "prealloc",
+    }
 }
 
 /// The command for a trial load: the same machine over a private view of the image, with nothing
@@ -109,8 +133,7 @@ pub(super) fn for_trial(command: &[String]) -> Vec<String> {
     let mut arguments = command.iter();
     let mut hub = 0;
     while let Some(argument) = arguments.next() {
-        let option = argument.strip_prefix('-').map(|rest| rest.trim_start_matches('-'));
-        match option {
+        match option_of(argument) {
             Some(
                 "mon" | "monitor" | "qmp" | "qmp-pretty" | "vnc" | "spice" | "gdb" | "pidfile" | "D"
                 | "display",
@@ -145,8 +168,13 @@ fn field<'a>(value: &'a str, key: &str) -> Option<&'a str> {
     value.split(',').find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
 }
 
+/// The kind in `kind,key=value,...` or `name=kind,key=value,...`.
+fn kind<'a>(value: &'a str, name: &str) -> &'a str {
+    field(value, name).unwrap_or_else(|| value.split(',').next().unwrap_or_default())
+}
+
 fn private(object: &str) -> String {
-    if !object.starts_with("memory-backend-") {
+    if !kind(object, "qom-type").starts_with("memory-backend-") {
         return object.to_owned();
     }
     let kept: Vec<&str> = object.split(',').filter(|field| !field.starts_with("share=")).collect();
@@ -163,14 +191,13 @@ fn silent_chardev(value: &str) -> String {
 /// A back end of the same kind where the guest can tell kinds apart (a tap's offloads, the state
 /// of `user`), joined to nothing.
 fn unconnected(value: &str, hub: &mut u32) -> String {
-    let kind = value.split(',').next().unwrap_or_default();
     let kept = |keys: &[&str]| {
         let keep = |field: &&str| {
             keys.iter().any(|key| field.strip_prefix(key).is_some_and(|rest| rest.starts_with('=')))
         };
         value.split(',').filter(keep).fold(String::new(), |all, field| all + "," + field)
     };
-    match kind {
+    match kind(value, "type") {
         "none" => value.to_owned(),
         "tap" | "bridge" => {
             let fields = kept(&["id", "model", "mac", "vhost", "queues", "vnet_hdr", "sndbuf"]);
@@ -218,7 +245,18 @@ mod tests {
         assert!(expanded("qemu {image:x}", &image).unwrap_err().contains("it has ram0"));
         assert!(expanded("qemu {image}", &[("a", "/A"), ("b", "/B")]).unwrap_err().contains("a, b"));
         assert!(expanded("qemu {image} -daemonize", &image).unwrap_err().contains("-daemonize"));
-        assert!(expanded("qemu {image},prealloc=on", &image).unwrap_err().contains("prealloc"));
+        for prealloc in ["prealloc=on", "prealloc=yes", "prealloc=true", "prealloc=y", "prealloc"] {
+            let command = format!("qemu -object f,mem-path={{image}},{prealloc},share=on");
+            assert!(expanded(&command, &image).unwrap_err().contains("prealloc=on"), "{prealloc}");
+        }
+        expanded("qemu -object f,mem-path={image},prealloc=off,prealloc-threads=2 -net none", &image)
+            .unwrap();
+        let hub = expanded("qemu {image} -net nic -net tap,ifname=tap0", &image).unwrap_err();
+        assert!(hub.contains("-netdev KIND"), "{hub}");
+        for option in ["-object", "--netdev"] {
+            let command = format!(r#"qemu {{image}} {option} {{"qom-type":"x"}}"#);
+            assert!(expanded(&command, &image).unwrap_err().contains("in JSON"), "{option}");
+        }
     }
 
     #[test]
@@ -247,6 +285,13 @@ mod tests {
              tap,id=n0,vhost=on,script=no,downscript=no -netdev user,id=n1,restrict=on -netdev \
              hubport,id=n2,hubid=1001 -nic tap,model=e1000,mac=52:54:00:00:00:01,script=no,downscript=no -device \
              virtio-net-pci,netdev=n0 -chardev null,id=c -display none -monitor none"
+        );
+        let named =
+            words("qemu -object id=ram0,share=on,qom-type=memory-backend-memfd -netdev id=n0,type=tap,fd=3");
+        assert_eq!(
+            for_trial(&named).join(" "),
+            "qemu -object id=ram0,qom-type=memory-backend-memfd,share=off -netdev tap,id=n0,script=no,downscript=no \
+             -display none -monitor none"
         );
     }
 }

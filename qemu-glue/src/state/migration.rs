@@ -1,9 +1,9 @@
 //! A whole outgoing migration without the shared RAM, over a socket handed to QEMU.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use romulus_transport::Memory;
 use serde_json::json;
@@ -57,16 +57,31 @@ impl MigrationSaver {
         }
     }
 
-    fn read_stream(&mut self, mut own: UnixStream, deadline: Instant) -> Result<(), QemuError> {
+    fn read_stream(&mut self, own: UnixStream, deadline: Instant) -> Result<(), QemuError> {
         let what = "reading the state that QEMU sends";
         self.stream.clear();
         let limit = self.limit_bytes + self.rom_limit_bytes + DESCRIPTION_BYTES;
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        own.set_read_timeout(Some(left)).map_err(|error| QemuError::failed(what, error))?;
         // Dropping the socket makes QEMU fail the migration, so a stream beyond the limit ends.
-        let mut limited = Read::take(&mut own, limit + 1);
+        let mut limited = Read::take(Until { socket: own, deadline }, limit + 1);
         limited.read_to_end(&mut self.stream).map_err(|error| QemuError::failed(what, error))?;
         check_length(self.stream.len() as u64, limit)
+    }
+}
+
+/// What comes out of a socket until the deadline, however slowly.
+struct Until {
+    socket: UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Until {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.set_read_timeout(Some(left))?;
+        self.socket.read(into)
     }
 }
 
@@ -108,5 +123,31 @@ impl StateSaver for MigrationSaver {
         if let Err(error) = self.capabilities.restore(client) {
             tracing::debug!(%error, "migration capabilities not put back");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_that_trickles_ends_at_the_deadline() {
+        let (own, mut theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            // Never silent for long, until nobody reads any more.
+            while theirs.write_all(b"x").is_ok() {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+        });
+        let begun = Instant::now();
+        let mut reader = Until { socket: own, deadline: Instant::now() + Duration::from_millis(100) };
+        let error = reader.read_to_end(&mut Vec::new()).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        drop(reader);
+        writer.join().unwrap();
     }
 }

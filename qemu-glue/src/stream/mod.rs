@@ -18,6 +18,8 @@ pub use prefix::{Blocks, split, take_prefix};
 pub use rom::{ROM_REGION, RomRecord};
 pub use state::{STATE_HEADER_BYTES, devices_of_save, open_state, seal_state};
 
+const PAGE_BYTES: usize = romulus_checkpoint::PAGE_BYTES as usize;
+
 /// Why bytes are not the stream expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("migration stream, byte {at}: {why}")]

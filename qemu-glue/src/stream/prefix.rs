@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::cursor::Cursor;
-use super::{HEADER, SECTION_EOF, SECTION_FULL, StreamError};
+use super::{HEADER, PAGE_BYTES, SECTION_EOF, SECTION_FULL, StreamError};
 
 const SECTION_START: u8 = 0x01;
 const SECTION_PART: u8 = 0x02;
@@ -13,7 +13,6 @@ const DESCRIPTION: u8 = 0x06;
 const CONFIGURATION: u8 = 0x07;
 const FOOTER: u8 = 0x7e;
 
-const PAGE_BYTES: usize = 4096;
 const FLAG_ZERO: u64 = 0x02;
 const FLAG_SIZES: u64 = 0x04;
 const FLAG_PAGE: u64 = 0x08;

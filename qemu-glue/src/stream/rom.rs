@@ -8,8 +8,8 @@
 
 use romulus_transport::Memory;
 
-use super::StreamError;
 use super::prefix::take_prefix;
+use super::{PAGE_BYTES, StreamError};
 
 /// The region's name in the guest's layout.
 pub const ROM_REGION: &str = "romulus.rom";
@@ -18,7 +18,6 @@ pub const ROM_REGION: &str = "romulus.rom";
 /// little-endian, then the prefix.
 const MAGIC: [u8; 8] = *b"RQROM\0\0\x01";
 const HEADER_BYTES: usize = 16;
-const PAGE_BYTES: usize = 4096;
 
 /// The region on the primary.
 #[derive(Debug)]

@@ -407,14 +407,15 @@ impl Capture {
         } else if self.held_paused {
             self.leave_paused();
         }
+        let goes_on = state == PrimaryState::Ended && self.gone.is_none();
         if let Err(error) = self.guest.stop_tracking() {
-            self.shared.note(&format!("ending dirty tracking failed: {error}"));
+            self.left_behind(goes_on, &format!("ending dirty tracking failed: {error}"));
         }
         if matches!(state, PrimaryState::Ended | PrimaryState::Lost)
             && !self.at_large
             && let Err(error) = self.shared.gate.detach()
         {
-            self.shared.note(&format!("taking the output gate away failed: {error}"));
+            self.left_behind(goes_on, &format!("taking the output gate away failed: {error}"));
         }
         self.shared.conclude(match self.gone.take() {
             _ if state == PrimaryState::Lost => PrimaryOutcome::TakenOver,
@@ -423,6 +424,15 @@ impl Capture {
             None => PrimaryOutcome::Stopped,
         });
         self.shared.finish();
+    }
+
+    /// Something of protection stays around the guest. One that goes on here may be cut off by it (I8):
+    /// the guard, which acts after a failure, takes it away.
+    fn left_behind(&self, goes_on: bool, text: &str) {
+        self.shared.note(text);
+        if goes_on {
+            self.shared.conclude_failed_also(text);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The helper process that carries out the injection, and how it reports.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -10,17 +11,18 @@ use super::super::TrackingError;
 use super::tracee::{self, Failure, Plan, Step};
 
 /// What became of the injection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Report {
-    /// The userfaultfd, in this process's table.
-    Done(RawFd),
+    /// The userfaultfd.
+    Done(OwnedFd),
     /// It failed; the thread is as it was.
     Failed(Failure),
     /// The helper has not finished in time; it goes on and puts the thread back when it can.
     Silent,
 }
 
-const WAIT_SECONDS: i64 = 10;
+/// How long the helper may take.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A page shared with the helper.
 #[repr(C)]
@@ -30,32 +32,65 @@ struct Answer {
     value: AtomicI32,
 }
 
-/// Forks the helper and waits for its answer.
-pub fn run(plan: &Plan) -> Result<Report, TrackingError> {
+/// Forks the helper and waits for its answer. `pidfd` is the one that the plan names: it stays open
+/// until the helper has ended.
+pub fn run(plan: &Plan, pidfd: OwnedFd, patience: Duration) -> Result<Report, TrackingError> {
     let page = SharedPage::new().map_err(|error| TrackingError::system("map a page", error))?;
-    let (helper, pidfd) = fork_helper(plan, page.answer())
+    let (id, process) = fork_helper(plan, page.answer())
         .map_err(|error| TrackingError::system("fork the injection helper", error))?;
-    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
-    let limit = Timespec { tv_sec: WAIT_SECONDS, tv_nsec: 0 };
-    let ended = loop {
-        match rustix::event::poll(&mut polled, Some(&limit)) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(TrackingError::system("wait for the injection helper", error.into())),
-            Ok(ready) => break ready > 0,
-        }
-    };
-    if !ended {
-        return Ok(Report::Silent);
+    let helper = Helper { id, process, page, _pidfd: pidfd };
+    if helper.has_ended(Some(patience)) {
+        return Ok(helper.finish());
     }
-    let mut status = 0;
-    // SAFETY: reaps the helper, a child of this process; the status is a local.
-    unsafe { libc::waitpid(helper, &mut status, libc::__WALL) };
-    let value = page.answer().value.load(Ordering::Acquire);
-    Ok(match page.answer().outcome.load(Ordering::Acquire) {
-        1 => Report::Done(value),
-        0 => Report::Failed(Failure { step: Step::Helper, errno: libc::EIO }),
-        step => Report::Failed(Failure { step: Step::from_number(step - 2), errno: value }),
-    })
+    // Nobody waits for a late answer: what comes of it is put away.
+    let waiting = std::thread::Builder::new().name("inject-late".into()).spawn(move || {
+        helper.has_ended(None);
+        helper.finish();
+    });
+    waiting.map_err(|error| TrackingError::system("start a thread", error))?;
+    Ok(Report::Silent)
+}
+
+/// The helper while it is under way.
+struct Helper {
+    id: libc::pid_t,
+    process: OwnedFd,
+    page: SharedPage,
+    _pidfd: OwnedFd,
+}
+
+impl Helper {
+    /// Waits for its end; whether it came.
+    fn has_ended(&self, patience: Option<Duration>) -> bool {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let limit = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut polled = [PollFd::new(&self.process, PollFlags::IN)];
+            match rustix::event::poll(&mut polled, limit.as_ref()) {
+                Ok(0) if left.is_some_and(|left| left.is_zero()) => return false,
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                // An error means wrong arguments; reaping it waits as well.
+                Ok(_) | Err(_) => return true,
+            }
+        }
+    }
+
+    /// Reaps it, which has ended, and takes its answer.
+    fn finish(self) -> Report {
+        let mut status = 0;
+        // SAFETY: reaps the helper, a child of this process; the status is a local.
+        unsafe { libc::waitpid(self.id, &mut status, libc::__WALL) };
+        let answer = self.page.answer();
+        let value = answer.value.load(Ordering::Acquire);
+        match answer.outcome.load(Ordering::Acquire) {
+            // SAFETY: the helper put this descriptor into the table that it shares with this process and
+            // handed it over; nobody else knows of it.
+            1 => Report::Done(unsafe { OwnedFd::from_raw_fd(value) }),
+            0 => Report::Failed(Failure { step: Step::Helper, errno: libc::EIO }),
+            step => Report::Failed(Failure { step: Step::from_number(step - 2), errno: value }),
+        }
+    }
 }
 
 /// Forks with a shared descriptor table, so that the descriptor which the helper takes arrives
@@ -101,6 +136,9 @@ fn fork_helper(plan: &Plan, answer: &Answer) -> io::Result<(libc::pid_t, OwnedFd
 }
 
 struct SharedPage(*mut libc::c_void);
+
+// SAFETY: the page is mapped as long as the value lives and is only touched through atomics.
+unsafe impl Send for SharedPage {}
 
 impl SharedPage {
     fn new() -> io::Result<Self> {

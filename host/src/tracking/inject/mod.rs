@@ -18,13 +18,14 @@ mod thread;
 mod tracee;
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::PidfdGetfdFlags;
 
+use super::TrackingError;
 use super::target::Target;
-use super::{TrackingError, mappings};
+use crate::maps;
 use helper::Report;
 use thread::ThreadFacts;
 use tracee::{Failure, Plan, Step};
@@ -41,12 +42,8 @@ pub fn userfaultfd(target: &Target) -> Result<OwnedFd, TrackingError> {
     let mut refusals = 0;
     loop {
         let before = thread::choose(target)?;
-        let failure = match inject_into(target, &before)? {
-            Report::Done(fd) => {
-                // SAFETY: the helper put this descriptor into the table that it shares with this
-                // process and handed it over; nobody else knows of it.
-                return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
+        let failure = match inject_into(target, &before, helper::PATIENCE)? {
+            Report::Done(uffd) => return Ok(uffd),
             Report::Failed(failure) => failure,
             Report::Silent => Failure { step: Step::Timeout, errno: libc::ETIMEDOUT },
         };
@@ -60,22 +57,22 @@ pub fn userfaultfd(target: &Target) -> Result<OwnedFd, TrackingError> {
     }
 }
 
-fn inject_into(target: &Target, facts: &ThreadFacts) -> Result<Report, TrackingError> {
+fn inject_into(target: &Target, facts: &ThreadFacts, patience: Duration) -> Result<Report, TrackingError> {
     let syscall_address = find_syscall_instruction(target, facts)?;
-    helper::run(&Plan {
-        tid: facts.tid,
-        pidfd: target.pidfd().as_raw_fd(),
-        syscall_address,
-        suspend_seccomp: facts.seccomp,
-    })
+    // Its own, since a helper that is late outlives the target's value.
+    let pidfd = target.pidfd().try_clone_to_owned();
+    let pidfd = pidfd.map_err(|error| TrackingError::system("duplicate a pidfd", error))?;
+    let plan =
+        Plan { tid: facts.tid, pidfd: pidfd.as_raw_fd(), syscall_address, suspend_seccomp: facts.seccomp };
+    helper::run(&plan, pidfd, patience)
 }
 
 /// The address of a `syscall` instruction in the target's vDSO, which every process has and no
 /// library version changes.
 fn find_syscall_instruction(target: &Target, facts: &ThreadFacts) -> Result<u64, TrackingError> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
-    let maps = mappings::parse(&target.read_proc("maps")?);
-    let vdso = maps.iter().find(|mapping| mapping.name == "[vdso]");
+    let mappings = maps::parse(&target.read_proc("maps")?);
+    let vdso = mappings.iter().find(|mapping| mapping.name == "[vdso]");
     let Some(vdso) = vdso else {
         return Err(TrackingError::Refused(format!("process {} has no vDSO", target.pid())));
     };
@@ -132,6 +129,12 @@ pub fn check(target: &Target) -> Result<(), TrackingError> {
 
 fn refused_ptrace(pid: u32, facts: &ThreadFacts) -> TrackingError {
     if facts.tracer != 0 {
+        if is_own_child(facts.tracer) {
+            return TrackingError::Refused(format!(
+                "an earlier attempt to track process {pid} still waits for it (is it in an uninterruptible wait, or \
+                 frozen?)"
+            ));
+        }
         return TrackingError::Refused(format!(
             "process {pid} is already traced by process {} (a debugger, strace?); end that first",
             facts.tracer
@@ -155,10 +158,71 @@ fn refused_ptrace(pid: u32, facts: &ThreadFacts) -> TrackingError {
     })
 }
 
+/// Whether a tracer is a helper of this process that is late.
+fn is_own_child(tracer: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{tracer}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    parent.and_then(|parent| parent.trim().parse().ok()) == Some(std::process::id())
+}
+
 fn refused_seccomp(pid: u32) -> String {
     format!(
         "process {pid} runs under a seccomp filter (QEMU -sandbox on), which might kill it for calling \
          userfaultfd; run as root (CAP_SYS_ADMIN) on a kernel with CONFIG_CHECKPOINT_RESTORE, so that the \
          filter can be suspended for that one call, or start it without the filter"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::process::Stdio;
+
+    use super::*;
+
+    /// Children of this process that trace, or have traced, another one.
+    fn helpers() -> usize {
+        let own = format!("PPid:\t{}\n", std::process::id());
+        let children = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+            let read = |name: &str| std::fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+            // A fork of this program, alive or dead, and no program of its own.
+            read("status").contains(&own) && read("comm") == comm()
+        });
+        children.count()
+    }
+
+    fn comm() -> String {
+        std::fs::read_to_string("/proc/thread-self/comm").unwrap()
+    }
+
+    fn userfaultfds() -> usize {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = links.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.to_string_lossy().contains("userfaultfd")).count()
+    }
+
+    #[test]
+    fn a_late_answer_leaves_no_process_and_no_descriptor() {
+        if super::super::probe::write_protect().is_err() {
+            return;
+        }
+        let mut command = std::process::Command::new("cat");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Once it echoes, it is all there.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let target = Target::open(child.id()).unwrap();
+        let before = userfaultfds();
+        let facts = thread::choose(&target).unwrap();
+        // Only a helper that is done before it is waited for is not late.
+        while !matches!(inject_into(&target, &facts, Duration::ZERO).unwrap(), Report::Silent) {}
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while helpers() > 0 || userfaultfds() > before {
+            assert!(Instant::now() < deadline, "{} helpers, {} descriptors", helpers(), userfaultfds());
+            std::thread::yield_now();
+        }
+        drop(userfaultfd(&target).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
