@@ -47,8 +47,9 @@ fn costs(outcome: &Outcome) -> Vec<String> {
     let (primary, backup) = outcome.cpu_s_per_gib();
     let slow = outcome.slowdown_percent().map(|percent| format!("writers {percent:.1} % slower"));
     let still = format!("stood still {:.1} %", outcome.paused_percent());
-    let cpu = |side: &str, value: Option<f64>| value.map(|value| format!("cpu s/GiB {side} {value:.2}"));
-    [slow, Some(still), cpu("primary", primary), cpu("backup", backup)].into_iter().flatten().collect()
+    let cpu = |side: &str, value: Option<f64>| value.map(|value| format!("{side} {value:.2}"));
+    let (primary, backup) = (cpu("cpu s/GiB: primary", primary), cpu("backup", backup));
+    [slow, Some(still), primary, backup].into_iter().flatten().collect()
 }
 
 /// The phases of a case: p50 and p99 in microseconds.
