@@ -1,10 +1,22 @@
 # Shared by the scripts beside it; sourced, not run.
 
 set -euo pipefail
+caller_dir=$PWD # who calls may stand elsewhere, and paths on a command line are those of whoever calls
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Kernel, image and other costly builds are kept here, by the hash of their recipe.
 cache_dir=${XDG_CACHE_HOME:-$HOME/.cache}/romulus
+
+from_caller() { case $1 in /*) echo "$1" ;; *) echo "$caller_dir/$1" ;; esac; }
+
+# shares FOLDER...: the options by which a lab's hosts see these too, a word a line; they see the current folder anyway.
+shares() {
+    local folder
+    for folder in "$@"; do
+        folder=$(realpath -m "$folder")
+        case $folder/ in "$(pwd -P)"/*) ;; *) printf '%s\n' --share "$folder" ;; esac
+    done
+}
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -34,10 +46,14 @@ refresh_package_lists() {
     package_lists_fresh=1
 }
 
+# The Rust that Cargo.toml asks for; that of Debian 12 is older.
 need_rust() {
-    command -v cargo >/dev/null || die "cargo is missing; install Rust 1.88 or later (https://rustup.rs)"
-    local found
-    found=$(rustc --version | sed -E 's/^rustc ([0-9]+)\.([0-9]+).*/\1 \2/')
-    set -- $found
-    [ "$1" -gt 1 ] || [ "$2" -ge 88 ] || die "Rust $1.$2 is too old; 1.88 or later is needed"
+    local wanted found how
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    how="curl --proto '=https' -sSf https://sh.rustup.rs | sh -s -- -y, then: . ~/.cargo/env"
+    for found in cargo rustc; do
+        command -v $found >/dev/null || die "$found is missing; Rust $wanted or later is needed: $how"
+    done
+    found=$(rustc --version | cut -d ' ' -f 2)
+    printf '%s\n' "$wanted" "$found" | sort -VC || die "Rust $found is too old, $wanted or later is needed: rustup update, or without rustup: $how"
 }

@@ -1,7 +1,8 @@
 //! The control socket of a running instance: one JSON line a request, one JSON line an answer.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,11 +59,12 @@ pub fn runtime_dir() -> PathBuf {
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
-    _lock: std::fs::File,
+    _lock: Lock,
 }
 
 impl ControlSocket {
-    /// Binds it. A socket left by an instance that is gone is replaced; a live one is an error.
+    /// Binds it. A socket left by an instance that is gone is replaced; a live one, and anything that is
+    /// no socket, is an error and stays as it is.
     pub fn bind(path: &Path) -> Result<Self, Failure> {
         let failed = |what: &str, e: std::io::Error| {
             Failure::system(
@@ -70,20 +72,21 @@ impl ControlSocket {
                 &e,
             )
         };
+        let refused =
+            |why: &str| Failure::new(Code::Refused, format!("control socket {}: {why}", path.display()));
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
             std::fs::create_dir_all(dir).map_err(|e| failed("creating its folder", e))?;
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
                 .map_err(|e| failed("protecting its folder", e))?;
         }
-        let lock_path = path.with_extension("lock");
-        let Some(lock) = lock_file(&lock_path).map_err(|e| failed("creating its lock", e))? else {
-            return Err(Failure::new(
-                Code::Refused,
-                format!(
-                    "control socket {}: another instance of romulus uses it; end that one (romulus stop), \
-                     or give this one its own with --control",
-                    path.display()
-                ),
+        let there = std::fs::symlink_metadata(path);
+        if there.is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err(refused("what is there is no socket; give it another place with --control"));
+        }
+        let Some(lock) = Lock::take(path).map_err(|e| failed("creating its lock", e))? else {
+            return Err(refused(
+                "another instance of romulus uses it; end that one (romulus stop), or give this one its own with \
+                 --control",
             ));
         };
         // The lock is ours, so whoever made an old socket is gone.
@@ -120,26 +123,45 @@ impl ControlSocket {
     }
 }
 
-/// Locks the file at `path`, or `None` if somebody else has it locked. A lock on a file that its
-/// last owner has unlinked meanwhile would exclude nobody, hence the second look.
-fn lock_file(path: &Path) -> std::io::Result<Option<std::fs::File>> {
-    use std::os::unix::fs::MetadataExt;
-    loop {
-        let file = std::fs::File::create(path)?;
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Ok(None);
-        }
-        match std::fs::metadata(path) {
-            Ok(there) if there.ino() == file.metadata()?.ino() => return Ok(Some(file)),
-            _ => continue,
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The lock beside a control socket: an empty file of its whole name and `.lock`, removed when dropped.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Takes it, or `None` if somebody else has it. A lock on a file that its last owner has unlinked
+    /// meanwhile would exclude nobody, hence the second look.
+    fn take(socket: &Path) -> std::io::Result<Option<Self>> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        loop {
+            let file = File::options().write(true).create(true).truncate(false).open(&path)?;
+            if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+                return Ok(None);
+            }
+            let ours = file.metadata()?;
+            if ours.len() > 0 {
+                let why = format!("{} is there, and no lock: it is not empty", path.display());
+                return Err(std::io::Error::new(ErrorKind::AlreadyExists, why));
+            }
+            if std::fs::metadata(&path).is_ok_and(|there| there.ino() == ours.ino()) {
+                return Ok(Some(Self { path, _file: file }));
+            }
         }
     }
 }
 
-impl Drop for ControlSocket {
+impl Drop for Lock {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
-        let _ = std::fs::remove_file(self.path.with_extension("lock"));
     }
 }
 
@@ -155,6 +177,15 @@ fn answer_one(client: &UnixStream, answer: &dyn Fn(Request) -> Answer) -> std::i
     let mut bytes = serde_json::to_vec(&answer)?;
     bytes.push(b'\n');
     (&*client).write_all(&bytes)
+}
+
+/// Whether an instance listens at a control socket: a file that is there may be what one left that was killed.
+pub fn listens(path: &Path) -> Result<bool, Failure> {
+    match UnixStream::connect(path) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(false),
+        Err(e) => Err(Failure::system(format_args!("control socket {}", path.display()), &e)),
+    }
 }
 
 /// Asks the instance behind a control socket.
@@ -208,5 +239,38 @@ mod tests {
         assert_eq!(ControlSocket::bind(&path).err().unwrap().code, Code::Refused);
         drop(socket);
         assert!(!path.exists());
+    }
+    #[test]
+    fn nothing_but_an_abandoned_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let [stale, file, locked] = ["stale", "notes.txt", "c.sock"].map(|name| dir.path().join(name));
+        drop(UnixListener::bind(&stale).unwrap());
+        assert!(!listens(&stale).unwrap());
+        let socket = ControlSocket::bind(&stale).unwrap();
+        assert!(listens(&stale).unwrap());
+        drop(socket);
+
+        std::fs::write(&file, "mine").unwrap();
+        let failure = ControlSocket::bind(&file).err().unwrap();
+        assert_eq!(failure.code, Code::Refused);
+        assert!(failure.message.contains("no socket"), "{failure}");
+        let foreign_lock = dir.path().join("c.sock.lock");
+        std::fs::write(&foreign_lock, "mine").unwrap();
+        assert!(ControlSocket::bind(&locked).is_err());
+        for kept in [&file, &foreign_lock] {
+            assert_eq!(std::fs::read_to_string(kept).unwrap(), "mine", "{}", kept.display());
+        }
+    }
+
+    #[test]
+    fn sockets_whose_names_differ_in_the_last_part_have_locks_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let beside = dir.path().join("vm1.lock");
+        std::fs::write(&beside, "mine").unwrap();
+        let both =
+            ["vm1.protect", "vm1.backup"].map(|name| ControlSocket::bind(&dir.path().join(name)).unwrap());
+        drop(both);
+        assert_eq!(std::fs::read_to_string(&beside).unwrap(), "mine");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

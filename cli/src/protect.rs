@@ -110,7 +110,12 @@ pub fn run(options: ProtectOptions) -> Result<ExitCode, Failure> {
             };
             serde_json::to_value(status).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok)
         }
-        Request::Failover { .. } => match driver.request_failover() {
+        Request::Failover { force: true } => Answer::Error(
+            "--force is for a backup whose primary may be dead, and this is the primary: name the backup's socket with \
+             --control, or leave --force out to move the guest without loss"
+                .into(),
+        ),
+        Request::Failover { force: false } => match driver.request_failover() {
             Ok(()) => Answer::Ok(serde_json::Value::Null),
             Err(why) => Answer::Error(why),
         },

@@ -1,7 +1,7 @@
 //! `romulus status`, `failover` and `stop`: talk to a running instance.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,24 +14,65 @@ use crate::protect::state_line;
 /// Which instance.
 #[derive(Debug, clap::Args)]
 pub struct InstanceOptions {
-    /// Control socket of the instance [default: the one of a `romulus protect` on this machine,
-    /// else that of a `romulus backup`]
+    /// Control socket of the instance [default: the one that runs on this machine, a `romulus protect`
+    /// or a `romulus backup`; where both do, `status` is of the former, and `failover` and `stop` need this]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }
 
 impl InstanceOptions {
-    fn path(&self) -> Result<PathBuf, Failure> {
-        if let Some(named) = &self.control {
-            return Ok(named.clone());
+    /// To look at: a `romulus protect` before a `romulus backup`.
+    fn any(&self) -> Result<PathBuf, Failure> {
+        self.control.clone().map_or_else(|| Running::here()?.any(), Ok)
+    }
+
+    /// To be acted on: never a guess.
+    fn only(&self) -> Result<PathBuf, Failure> {
+        self.control.clone().map_or_else(|| Running::here()?.only(), Ok)
+    }
+}
+
+/// The instances at the places where they are without `--control`.
+struct Running {
+    places: [PathBuf; 2],
+    listening: Vec<PathBuf>,
+}
+
+impl Running {
+    fn here() -> Result<Self, Failure> {
+        Self::at(["protect", "backup"].map(control::default_path))
+    }
+
+    fn at(places: [PathBuf; 2]) -> Result<Self, Failure> {
+        let mut listening = Vec::new();
+        for place in &places {
+            if control::listens(place)? {
+                listening.push(place.clone());
+            }
         }
-        let [protect, backup] = ["protect", "backup"].map(control::default_path);
-        let nobody = format!(
-            "no romulus of this user runs here: there is neither {} nor {} (--control names another socket)",
-            protect.display(),
-            backup.display()
-        );
-        [protect, backup].into_iter().find(|path| path.exists()).ok_or_else(|| Failure::failed(nobody))
+        Ok(Self { places, listening })
+    }
+
+    fn any(mut self) -> Result<PathBuf, Failure> {
+        if self.listening.is_empty() {
+            let [protect, backup] = self.places.each_ref().map(|place| place.display());
+            return Err(Failure::failed(format!(
+                "no romulus of this user runs here: nobody listens at {protect} or {backup} (--control names another \
+                 socket)"
+            )));
+        }
+        Ok(self.listening.remove(0))
+    }
+
+    fn only(self) -> Result<PathBuf, Failure> {
+        if let [protect, backup] = &self.listening[..] {
+            return Err(Failure::usage(format!(
+                "a `romulus protect` and a `romulus backup` run here: say which, --control {} or --control {}",
+                protect.display(),
+                backup.display()
+            )));
+        }
+        self.any()
     }
 }
 
@@ -68,7 +109,7 @@ pub struct FailoverOptions {
 
 /// Shows the status: a live table on a terminal, one table or JSON object elsewhere.
 pub fn run(options: &StatusOptions) -> Result<ExitCode, Failure> {
-    let path = options.instance.path()?;
+    let path = options.instance.any()?;
     let mut status = control::ask(&path, &Request::Status)?;
     if options.json {
         println!("{status:#}");
@@ -88,22 +129,28 @@ pub fn run(options: &StatusOptions) -> Result<ExitCode, Failure> {
 
 /// Asks for a failover.
 pub fn failover(options: &FailoverOptions) -> Result<ExitCode, Failure> {
-    control::ask(&options.instance.path()?, &Request::Failover { force: options.force })?;
+    control::ask(&options.instance.only()?, &Request::Failover { force: options.force })?;
     println!("failover has begun; `romulus status` shows how it goes");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Asks an instance to end.
 pub fn stop(options: &InstanceOptions) -> Result<ExitCode, Failure> {
-    let path = options.path()?;
+    let path = options.only()?;
     control::ask(&path, &Request::Stop)?;
     println!("asked; waiting for its end (with an arbiter that does not answer, it waits for that)");
-    // The socket goes with the instance, after it has cleaned up.
-    while path.exists() && control::ask(&path, &Request::Status).is_ok() {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_for_end(&path)?;
     println!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Until nobody listens any more: an instance that is busy is none that has ended. (The socket goes
+/// with the instance, after it has cleaned up.)
+fn wait_for_end(path: &Path) -> Result<(), Failure> {
+    while control::listens(path)? {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// One card's gate.
@@ -212,4 +259,57 @@ fn table(status: &Value) -> String {
         }
     }
     lines.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::exit::Code;
+
+    #[test]
+    fn a_socket_that_was_left_is_no_instance_and_two_instances_are_no_choice() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = || ["protect", "backup"].map(|role| dir.path().join(role));
+        let [protect, backup] = places();
+        let running = || Running::at(places()).unwrap();
+        assert_eq!(running().any().unwrap_err().code, Code::Failed);
+        assert_eq!(running().only().unwrap_err().code, Code::Failed);
+
+        drop(UnixListener::bind(&protect).unwrap());
+        let _backup = UnixListener::bind(&backup).unwrap();
+        assert_eq!(running().any().unwrap(), backup);
+        assert_eq!(running().only().unwrap(), backup);
+
+        std::fs::remove_file(&protect).unwrap();
+        let _protect = UnixListener::bind(&protect).unwrap();
+        assert_eq!(running().any().unwrap(), protect);
+        let failure = running().only().unwrap_err();
+        assert_eq!(failure.code, Code::Usage);
+        assert!(failure.message.contains(&format!("--control {}", backup.display())), "{failure}");
+    }
+
+    #[test]
+    fn an_instance_that_answers_nothing_has_not_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Whoever asks is hung up on.
+                for _ in 0..3 {
+                    drop(listener.accept());
+                }
+                ended.store(true, Ordering::SeqCst);
+                drop(listener);
+            });
+            wait_for_end(&path).unwrap();
+            let had_ended = ended.load(Ordering::SeqCst);
+            (0..3).for_each(|_| drop(UnixStream::connect(&path)));
+            assert!(had_ended, "its end was told before it came");
+        });
+    }
 }

@@ -174,8 +174,16 @@ fn around_a_running_guest() {
         })
         .unwrap();
 
-    // A clean end leaves the guest running and nothing behind.
+    // What is meant for a backup moves no guest.
     let control = protect.control.clone();
+    refused(
+        &["failover", "--force", "--control", control.to_str().unwrap()],
+        3,
+        &["--force", "backup", "--control"],
+    );
+    assert_eq!(protect.status().expect("protect answers")["state"], "protected");
+
+    // A clean end leaves the guest running and nothing behind.
     let output = romulus(&["stop", "--control", control.to_str().unwrap()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let exit = protect.child.wait().expect("protect ends");

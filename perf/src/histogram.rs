@@ -45,6 +45,11 @@ impl Latencies {
         self.0.value_at_quantile(share) as f64 / 1e3
     }
 
+    /// The mean, in microseconds.
+    pub fn mean_us(&self) -> f64 {
+        self.0.mean() / 1e3
+    }
+
     /// One line for people.
     pub fn line(&self) -> String {
         let at = |share| self.quantile_us(share);
@@ -68,7 +73,7 @@ impl Latencies {
             .collect();
         json!({
             "count": self.0.len(),
-            "mean_us": self.0.mean() / 1e3,
+            "mean_us": self.mean_us(),
             "p50_us": self.quantile_us(0.5),
             "p90_us": self.quantile_us(0.9),
             "p99_us": self.quantile_us(0.99),

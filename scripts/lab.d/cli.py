@@ -197,3 +197,7 @@ def main():
     except OSError as error:
         print(f"error: the lab failed: {error}", file=sys.stderr)
         return lab.LAB_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ DRBD for these), Romulus over RDMA with the gate its options say."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ def parse():
     parser.add_argument("--attempts", type=int, default=5, metavar="N", help="how often to try when one crashes (5)")
     parser.add_argument("--only", choices=["xl-remus", "romulus"], help="measure only one of them")
     parser.add_argument("--suspect-ms", type=int, default=10000, metavar="MS", help="silence after which Romulus's backup acts (10000)")
-    parser.add_argument("--json", metavar="FILE", help="write what was measured")
+    parser.add_argument("--json", type=os.path.abspath, metavar="FILE", help="write what was measured")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--romulus", required=True, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -6,6 +6,7 @@ that of scripts/demo without --xen."""
 import argparse
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="how long it is protected before the kill (20)")
     parser.add_argument("--suspect-ms", type=int, metavar="MS", help="silence after which the backup acts; emulated hosts are slow (10000, with hvm 40000)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="memory of each host, half of it for dom0 (2048)")
-    parser.add_argument("--json", metavar="FILE", help="write what was measured")
+    parser.add_argument("--json", type=os.path.abspath, metavar="FILE", help="write what was measured")
     parser.add_argument("--image-dir", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--romulus", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -51,17 +52,31 @@ class Client:
         lab.children.append(self.process)
 
     def ask(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline() or "{}")
+        """What it asked and heard since the last time; it must go on."""
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, and what it said last tells why
+        said = self.heard()
+        if "survived" in said:
+            raise Failure(f"the client has ended: {said}")
+        return said
 
     def finish(self):
-        self.process.stdin.close()
-        said = self.process.stdout.readline()
+        """The same once it has ended, which it is told to do."""
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended by itself
+        said = self.heard()
         self.process.wait()
-        if not said:
-            raise Failure("the client ended without a word")
-        return json.loads(said)
+        return said
+
+    def heard(self):
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        raise Failure(f"the client ended with status {self.process.wait()}, and without a word")
 
 
 def run_once(options, report):

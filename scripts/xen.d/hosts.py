@@ -25,6 +25,19 @@ def die_with_parent():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def run(*words, patience_s=PATIENCE_S, check=True):
+    """Runs a program of this machine to its end; its standard output. What fails, or takes longer, is a
+    `Failure` that says so."""
+    words = [str(word) for word in words]
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience_s)
+    except subprocess.TimeoutExpired as error:
+        raise Failure(f"{' '.join(words)}: not within {patience_s} s") from error
+    if check and done.returncode != 0:
+        raise Failure(f"{' '.join(words)}: status {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
 def wait_for(what, look, patience_s=PATIENCE_S, every_s=0.1):
     """The first true answer of `look`."""
     end = time.monotonic() + patience_s
@@ -33,6 +46,17 @@ def wait_for(what, look, patience_s=PATIENCE_S, every_s=0.1):
             return answer
         time.sleep(every_s)
     raise Failure(f"{what}: not within {patience_s} s")
+
+
+def report_of(line):
+    """What a line of the workload's console reports, as {counter, corrupt, passes, ...}, if it does."""
+    words = line.split()
+    if words[:1] != ["romulus"] or len(words) != 6 or not words[1].startswith("counter="):
+        return None
+    try:
+        return {name: int(value) for name, value in (word.split("=") for word in words[1:])}
+    except ValueError:
+        return None  # half a line, from a host that was killed
 
 
 class Follower:
@@ -48,16 +72,8 @@ class Follower:
             self.lines.append((time.monotonic(), line.rstrip("\n")))
 
     def reports(self, since=0.0):
-        """The workload's reports: (when, {counter, corrupt, passes, ...})."""
-        found = []
-        for when, line in list(self.lines):
-            words = line.split()
-            if when >= since and words[:1] == ["romulus"] and len(words) == 6 and words[1].startswith("counter="):
-                try:
-                    found.append((when, {name: int(value) for name, value in (word.split("=") for word in words[1:])}))
-                except ValueError:
-                    continue  # half a line, from a host that was killed
-        return found
+        """The workload's reports: (when, what `report_of` makes of the line)."""
+        return [(when, report) for when, line in list(self.lines) if when >= since and (report := report_of(line))]
 
     def pauses_us(self, since, until):
         """What the probe measured in this time: (the guest's clock stood still, its thread was away)."""
@@ -71,10 +87,16 @@ class Follower:
         return any(text in line for _, line in list(self.lines))
 
 
+def console_of(name):
+    return f"/var/log/xen/console/guest-{name}.log"
+
+
 class XenLab:
     """Two hosts. Ends with this process."""
 
     def __init__(self, hosts=2, memory_mib=2048):
+        # What hosts see and may write to is the folder that a lab is started in.
+        os.chdir(os.path.dirname(SCRIPTS))
         self.name = f"xen-{os.getpid()}"
         self.hosts = hosts
         self.children = []
@@ -93,7 +115,7 @@ class XenLab:
         if self.process.poll() is not None:
             self.log.seek(0)
             raise Failure(f"the lab ended: {self.log.read()}")
-        listed = subprocess.run([LAB, "list"], capture_output=True, text=True, check=True).stdout
+        listed = run(LAB, "list")
         return any(line.startswith(f"{self.name}:") and line.count("running") == self.hosts for line in listed.splitlines())
 
     def words(self, host, command):
@@ -101,10 +123,7 @@ class XenLab:
 
     def run(self, host, *command, check=True):
         """Runs a command on a host to its end; its standard output."""
-        done = subprocess.run(self.words(host, command), stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if check and done.returncode != 0:
-            raise Failure(f"host {host}: {' '.join(map(str, command))}: status {done.returncode}: {done.stderr.strip()[-2000:]}")
-        return done.stdout
+        return run(*self.words(host, command), check=check)
 
     def start(self, host, *command, log=None):
         """Starts a command on a host; it ends with this process. What it prints can be read from
@@ -125,14 +144,19 @@ class XenLab:
         return Follower(self.start(host, "tail", "-q", "-n", "+1", "-F", path))
 
     def console(self, host, name):
-        return self.follow(host, f"/var/log/xen/console/guest-{name}.log")
+        return self.follow(host, console_of(name))
+
+    def counter(self, host, name):
+        """The last step that a domain has reported by now: its console file knows before a `Follower` does."""
+        lines = self.run(host, "tail", "-n", "100", console_of(name)).splitlines()
+        return max((report["counter"] for line in lines if (report := report_of(line))), default=0)
 
     def domain(self, host, image, name, memory_mib, number, hvm=False, **settings):
         words = [f"{key}={value}" for key, value in settings.items()]
         if hvm:
             line = ["console=hvc0", "quiet", "panic=-1", *(f"romulus.{word}" for word in (f"address=10.77.0.{number}/24", *words))]
-            made = subprocess.run([f"{SCRIPTS}/lab.d/hvm-disc", image, " ".join(line)], stdout=subprocess.PIPE, text=True, check=True)
-            self.run(host, f"{SCRIPTS}/lab.d/xen-domain", "--hvm", made.stdout.strip(), name, memory_mib, number)
+            disc = run(f"{SCRIPTS}/lab.d/hvm-disc", image, " ".join(line)).strip()
+            self.run(host, f"{SCRIPTS}/lab.d/xen-domain", "--hvm", disc, name, memory_mib, number)
             return
         self.run(host, f"{SCRIPTS}/lab.d/xen-domain", image, name, memory_mib, number, *words)
 
@@ -154,7 +178,7 @@ class XenLab:
 
     def kill_host(self, host):
         """Returns when its QEMU is dead."""
-        subprocess.run([LAB, "kill-host", str(host), "--lab", self.name], check=True, stdout=subprocess.DEVNULL)
+        run(LAB, "kill-host", host, "--lab", self.name)
 
     def __enter__(self):
         return self

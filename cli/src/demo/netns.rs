@@ -89,9 +89,12 @@ mod tests {
             return;
         }
         let inside = NetNs::create().unwrap();
+        let namespace = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         let interfaces = || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-        let (before, seen) = (interfaces(), inside.run(interfaces).unwrap());
+        let (before, within) = (namespace(), inside.run(namespace).unwrap());
+        assert_ne!(within, before);
+        let seen = inside.run(interfaces).unwrap();
         assert_eq!(seen.lines().skip(2).filter(|line| !line.trim_start().starts_with("lo:")).count(), 0);
-        assert_eq!(interfaces(), before);
+        assert_eq!(namespace(), before);
     }
 }

@@ -126,21 +126,20 @@ impl RunReport {
     }
 }
 
-/// The median over runs of what `of` gives.
-fn median(runs: &[RunReport], of: impl Fn(&RunReport) -> f64) -> f64 {
-    let mut values: Vec<f64> = runs.iter().map(of).collect();
+/// The median of what `of` gives, of an even number the mean of the two in the middle; 0 of none.
+fn median<T>(all: &[T], of: impl Fn(&T) -> f64) -> f64 {
+    let mut values: Vec<f64> = all.iter().map(of).collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    match values.len() {
+        0 => 0.0,
+        count => (values[(count - 1) / 2] + values[count / 2]) / 2.0,
+    }
 }
 
 /// What the clients saw, of all runs.
 fn client_rows(clients: &[ClientReport], row: &mut impl FnMut(&str, String)) {
     let sum = |of: fn(&ClientReport) -> u64| clients.iter().map(of).sum::<u64>();
-    let middle = |of: fn(&ClientReport) -> f64| {
-        let mut values: Vec<f64> = clients.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    let middle = |of: fn(&ClientReport) -> f64| median(clients, of);
     row(
         "connections that went on",
         format!("{} of {}", sum(|client| client.survived), sum(|client| client.connections)),
@@ -196,4 +195,16 @@ pub fn summary(report: &DemoReport) -> String {
         lines.push("(figures are medians over the runs)".into());
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_lies_in_the_middle_whatever_the_number() {
+        let median = |values: &[f64]| median(values, |value| *value);
+        assert_eq!([median(&[]), median(&[7.0]), median(&[3.0, 1.0, 2.0])], [0.0, 7.0, 2.0]);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 30.0]), 3.0);
+    }
 }

@@ -10,7 +10,7 @@ use super::control::{Answer, Control, Order, VERSION};
 use super::limits::perftest::{self, Tool};
 use super::limits::plain;
 use super::load::{Places, Session};
-use super::{Demand, FabricCommand, Limit};
+use super::{Demand, FabricCommand, Limit, Role};
 use crate::exit::{Code, Failure};
 use crate::histogram::Latencies;
 use crate::machine::Machine;
@@ -73,6 +73,8 @@ pub struct Measured {
     pub latency: Vec<Latency>,
     /// Latencies of the limit.
     pub limit_latency: Vec<LimitLatency>,
+    /// Why they say nothing of the network, where they do not.
+    pub limit_latency_starved: Option<String>,
     /// Why there are none, where they failed.
     pub no_limit_latency_because: Option<String>,
 }
@@ -114,6 +116,18 @@ fn limit_of(command: &FabricCommand) -> Result<Limit, String> {
     }
 }
 
+/// Whether and why programs that wait by polling are slower than the network: each of the host's ends takes a
+/// core, and what moves the bytes may need one (all of soft-RoCE is the kernel's work).
+fn starved(role: Role, cores: usize) -> Option<String> {
+    let ends = if role == Role::Both { 2 } else { 1 };
+    (cores <= ends).then(|| {
+        format!(
+            "{} is no limit here: it polls, and leaves none of {cores} cores to what moves the bytes",
+            Tool::WriteLat.name()
+        )
+    })
+}
+
 fn name_of(limit: Limit) -> &'static str {
     match limit {
         Limit::Plain | Limit::Auto => "plain TCP streams",
@@ -140,6 +154,9 @@ pub fn run(command: &FabricCommand, fabric: &dyn Fabric, peer: SocketAddr) -> Re
         eprintln!("latencies of the limit");
         limit_latency = client.limit_latencies();
     }
+    let cores = Machine::here().cores.min(server.cores);
+    let limit_latency_starved =
+        starved(command.role, cores).filter(|_| limit_latency.as_ref().is_ok_and(|all| !all.is_empty()));
     // Without them the figures of the fabric are worth as much.
     let no_limit_latency_because = limit_latency.as_ref().err().map(Failure::to_string);
     Ok(Measured {
@@ -150,6 +167,7 @@ pub fn run(command: &FabricCommand, fabric: &dyn Fabric, peer: SocketAddr) -> Re
         bandwidth,
         latency,
         limit_latency: limit_latency.unwrap_or_default(),
+        limit_latency_starved,
         no_limit_latency_because,
     })
 }
@@ -277,7 +295,17 @@ mod tests {
             bandwidth: vec![result],
             latency: vec![],
             limit_latency: vec![],
+            limit_latency_starved: None,
             no_limit_latency_because: None,
+        }
+    }
+
+    #[test]
+    fn programs_that_poll_need_a_core_to_spare() {
+        for (role, cores, is_starved) in
+            [(Role::Client, 1, true), (Role::Client, 2, false), (Role::Both, 2, true), (Role::Both, 3, false)]
+        {
+            assert_eq!(starved(role, cores).is_some(), is_starved, "{role:?} {cores}");
         }
     }
 

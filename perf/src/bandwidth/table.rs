@@ -33,7 +33,8 @@ fn write_all(text: &mut String, measured: &Measured) -> std::fmt::Result {
         writeln!(text)?;
     }
     for latency in &measured.latency {
-        writeln!(text, "{:>12} round trip: {}", latency.name, latency.times.line())?;
+        writeln!(text, "{:>12} round trip: mean {:.1} us", latency.name, latency.times.mean_us())?;
+        writeln!(text, "{:>12} {}", "", latency.times.line())?;
     }
     for latency in &measured.limit_latency {
         writeln!(
@@ -41,6 +42,9 @@ fn write_all(text: &mut String, measured: &Measured) -> std::fmt::Result {
             "{:>12} of {} round trip: mean {:.1} us",
             latency.name, latency.size, latency.mean_us
         )?;
+    }
+    if let Some(why) = &measured.limit_latency_starved {
+        writeln!(text, "{why}")?;
     }
     if let Some(why) = &measured.no_limit_latency_because {
         writeln!(text, "no limit of the latencies was measured: {why}")?;

@@ -4,7 +4,7 @@
 //! one set lies above the highest of the other), and the medians lie further apart than a
 //! threshold. With fewer than three samples on either side there is no spread to speak of, and the
 //! threshold is the wider one. Figures in percent are compared by points, as 0.1 % and 0.2 % of
-//! late epochs are one and the same.
+//! late epochs are one and the same; with fewer than three samples by twice as many.
 
 use clap::Args;
 use serde::Serialize;
@@ -14,6 +14,9 @@ use crate::results::{Better, Measurement};
 
 /// Samples that show a spread.
 const SAMPLES: usize = 3;
+
+/// With fewer samples so many times the points.
+const FEW_SAMPLES_POINTS: f64 = 2.0;
 
 /// Thresholds.
 #[derive(Args, Clone, Copy, Debug, Serialize)]
@@ -26,7 +29,7 @@ pub struct Rule {
     #[arg(long, value_name = "PERCENT", default_value_t = 25.0)]
     single_percent: f64,
 
-    /// Figures in percent are the same within so many points
+    /// Figures in percent are the same within so many points, twice as many with fewer than three samples
     #[arg(long, value_name = "POINTS", default_value_t = 3.0)]
     points: f64,
 }
@@ -55,9 +58,12 @@ impl Rule {
     /// In words.
     pub fn describe(&self) -> String {
         format!(
-            "a change is one of more than {} % ({} % with fewer than {SAMPLES} samples, {} points of figures in percent) \
-             with ranges that do not overlap",
-            self.threshold_percent, self.single_percent, self.points
+            "a change is one of more than {} % ({} % with fewer than {SAMPLES} samples), of figures in percent {} points \
+             ({} with fewer than {SAMPLES}), with ranges that do not overlap",
+            self.threshold_percent,
+            self.single_percent,
+            self.points,
+            self.points * FEW_SAMPLES_POINTS
         )
     }
 }
@@ -93,7 +99,7 @@ pub fn judge(before: &Measurement, after: &Measurement, rule: &Rule) -> Change {
     let (old, new) = (&before.value, &after.value);
     let few = old.samples.len().min(new.samples.len()) < SAMPLES;
     let threshold = match (before.unit == "%", few) {
-        (true, few) => rule.points * if few { 2.0 } else { 1.0 },
+        (true, few) => rule.points * if few { FEW_SAMPLES_POINTS } else { 1.0 },
         (false, true) => old.median.abs() * rule.single_percent / 100.0,
         (false, false) => old.median.abs() * rule.threshold_percent / 100.0,
     };
@@ -134,10 +140,21 @@ mod tests {
             // Percent by points, from zero too.
             (&[0.0, 0.0, 0.1], &[0.2, 0.3, 0.4], "%", Change::Same),
             (&[0.0, 0.0, 0.1], &[4.0, 4.5, 5.0], "%", Change::Worse),
+            (&[0.0], &[5.0], "%", Change::Same),
+            (&[0.0], &[7.0], "%", Change::Worse),
             // From nothing to something.
             (&[0.0], &[1.0], "us", Change::Worse),
         ] {
             assert_eq!(judge(&of(before, unit), &of(after, unit), &rule), verdict, "{before:?} {after:?}");
         }
+    }
+
+    #[test]
+    fn it_is_said_what_holds() {
+        let said = Rule::default().describe();
+        assert!(
+            said.contains("25 % with fewer than 3") && said.contains("3 points (6 with fewer than 3)"),
+            "{said}"
+        );
     }
 }

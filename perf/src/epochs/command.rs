@@ -168,12 +168,12 @@ fn run_scenario(
         if let Err(why) = possible(command, case) {
             notes.push(format!("{}: skipped: {why}", case.name));
             tally.skipped.push(why.clone());
-            view.print(&format!("{:<32} skipped: {why}", case.name));
+            view.print(&format!("{}\n    skipped: {why}", case.name));
             continue;
         }
         match run_case(command, case, &mut view) {
             Ok((outcome, probes)) => {
-                view.print(&format!("{}\n{}", table::row(&outcome), table::phases(&outcome)));
+                view.print(&table::rows(&outcome));
                 let mut detail = outcome.details();
                 detail["probes"] = serde_json::to_value(&probes).or_fail("probes as JSON")?;
                 details.push(detail);
@@ -189,7 +189,7 @@ fn run_scenario(
             }
             Err(failure) => {
                 notes.push(format!("{}: failed: {}", case.name, failure.message));
-                view.print(&format!("{:<32} failed: {}", case.name, failure.message));
+                view.print(&format!("{}\n    failed: {}", case.name, failure.message));
                 tally.failed.push(format!("{name} {}: {}", case.name, failure.message));
             }
         }

@@ -16,8 +16,8 @@ use serde::Serialize;
 use crate::exit::{Failure, OrFail};
 use crate::real::{RealOptions, version_of};
 use crate::results::{Run, RunClock};
+use protected::Case;
 pub use protected::status;
-use protected::{Case, Pair};
 use rate::WorkRate;
 
 /// What the guest can do, and what is counted.
@@ -89,21 +89,22 @@ pub fn run(command: &GuestCommand) -> Result<ExitCode, Failure> {
     command.check()?;
     let clock = RunClock::start();
     let program = command.real.prepare(&["initramfs-work"])?;
-    let mut runs = Vec::new();
-    println!("{}", protected::HEADING);
-    for work in &command.work {
-        measure(command, &program, work, &mut runs)?;
-    }
     let mut run = clock.run("guest", command)?;
-    for (case, pairs) in &runs {
-        protected::fill(&mut run, case, pairs);
-    }
-    if command.timeline {
-        timeline::follow(&command.real, &program, &mut run)?;
-    }
     describe(command, &mut run);
-    run.write(command.json.as_deref())?;
-    Ok(ExitCode::SUCCESS)
+    let json = command.json.as_deref();
+    println!("{}", protected::heading());
+    let mut measured = command.work.iter().try_for_each(|work| {
+        measure(command, &program, work, &mut run)?;
+        clock.save(&mut run, json)
+    });
+    if command.timeline && measured.is_ok() {
+        measured = timeline::follow(&command.real, &program, &mut run);
+    }
+    if let Err(failure) = &measured {
+        run.notes.push(format!("not all was measured: {failure}"));
+    }
+    let saved = clock.save(&mut run, json);
+    measured.and(saved).map(|()| ExitCode::SUCCESS)
 }
 
 fn describe(command: &GuestCommand, run: &mut Run) {
@@ -123,12 +124,12 @@ fn describe(command: &GuestCommand, run: &mut Run) {
     }
 }
 
-/// All rates of one kind of work, in one guest.
+/// All rates of one kind of work, in one guest. What was measured before a failure is in the run.
 fn measure(
     command: &GuestCommand,
     program: &std::path::Path,
     work: &str,
-    runs: &mut Vec<(Case, Vec<Pair>)>,
+    run: &mut Run,
 ) -> Result<(), Failure> {
     let machine = command.real.machine(Some(work), command.writer_mib, 0.0);
     let mut stage = Stage::new(machine, program).or_fail("the stage")?;
@@ -143,22 +144,20 @@ fn measure(
             guest_mib: command.real.guest_mib,
         };
         let mut pairs = Vec::new();
-        for _ in 0..command.rounds {
-            match protected::pair(&mut stage, &mut rate, &case, command.seconds) {
-                Ok(pair) => {
-                    println!("{}", protected::line(&case, &pair));
-                    pairs.push(pair);
-                }
-                Err(failure) => {
-                    // An interruption leaves nothing to look into.
-                    if check_interrupted().is_ok() {
-                        stage.keep_folder();
-                    }
-                    return Err(failure);
-                }
+        let measured = (0..command.rounds).try_for_each(|_| {
+            let pair = protected::pair(&mut stage, &mut rate, &case, command.seconds)?;
+            println!("{}", protected::line(&case, &pair));
+            pairs.push(pair);
+            Ok(())
+        });
+        protected::fill(run, &case, &pairs);
+        if measured.is_err() {
+            // An interruption leaves nothing to look into.
+            if check_interrupted().is_ok() {
+                stage.keep_folder();
             }
+            return measured;
         }
-        runs.push((case, pairs));
     }
     Ok(())
 }

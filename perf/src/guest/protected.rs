@@ -93,13 +93,23 @@ pub fn status(stage: &mut Stage) -> Result<Value, Failure> {
 }
 
 /// Above the lines.
-pub const HEADING: &str = "work      asked/s  made/s   late  dirty pages   pause p50/p99 ms  commit p50/p99 ms  \
-                           unprotected  protected  slow-down";
+pub fn heading() -> String {
+    let line = |[work, asked, made, late, dirty, pause, commit, alone, protected, slow]: [&str; 10]| {
+        format!(
+            "{work:<7} {asked:>5} {made:>5} {late:>5} {dirty:>5} {pause:>11} {commit:>11} {alone:>7} {protected:>9} \
+             {slow:>5}"
+        )
+    };
+    let names =
+        ["work", "asked", "made", "late", "dirty", "pause ms", "commit ms", "work/s", "work/s", "slower"];
+    let units = ["", "/s", "/s", "%", "pages", "p50/p99", "p50/p99", "alone", "protected", "%"];
+    format!("{}\n{}", line(names), line(units))
+}
 
 /// One line for people.
 pub fn line(case: &Case, pair: &Pair) -> String {
     format!(
-        "{:<9} {:>7} {:>7.1} {:>5.1}% {:>12.0} {:>8.1} /{:>7.1} {:>9.1} /{:>7.1} {:>13.1} {:>10.1} {:>9.1}%",
+        "{:<7} {:>5} {:>5.1} {:>5.1} {:>5.0} {:>5.1}/{:>5.1} {:>5.1}/{:>5.1} {:>7.0} {:>9.0} {:>5.1}",
         case.work,
         case.rate,
         pair.checkpoints_per_second,
@@ -115,8 +125,11 @@ pub fn line(case: &Case, pair: &Pair) -> String {
     )
 }
 
-/// Puts all pairs of a case into a run.
+/// Puts all pairs of a case into a run; without any there are no figures.
 pub fn fill(run: &mut Run, case: &Case, pairs: &[Pair]) {
+    if pairs.is_empty() {
+        return;
+    }
     let labels = Labels::default()
         .with("work", case.work.as_str())
         .with("rate", case.rate)
@@ -145,6 +158,24 @@ pub fn fill(run: &mut Run, case: &Case, pairs: &[Pair]) {
 mod tests {
     use super::*;
     use crate::results::RunClock;
+
+    #[test]
+    fn what_is_printed_fits_a_terminal() {
+        let pair = Pair {
+            unprotected: 1_234_567.8,
+            protected: 234_567.8,
+            checkpoints_per_second: 199.9,
+            late_percent: 100.0,
+            dirty_pages: 12_345.0,
+            pause_p50_us: 123_456.0,
+            pause_p99_us: 987_654.0,
+            commit_p50_us: 123_456.0,
+            commit_p99_us: 987_654.0,
+        };
+        let case = Case { work: "compile".into(), unit: "files/s", rate: 200.0, guest_mib: 512 };
+        let printed = format!("{}\n{}", heading(), line(&case, &pair));
+        assert!(printed.lines().all(|line| line.len() <= 80), "{printed}");
+    }
 
     #[test]
     fn slow_down_is_of_pairs_and_work_stands_beside_the_unprotected() {

@@ -71,11 +71,9 @@ fn elapsed(part: Duration) -> impl FnMut() -> Result<bool, Failure> {
     move || Ok(began.elapsed() >= part)
 }
 
-/// Follows a guest unprotected, protected, through the death of its host, and after.
+/// Follows a guest unprotected, protected, through the death of its host, and after; it is in the run as
+/// far as it came.
 pub fn follow(real: &RealOptions, program: &Path, run: &mut Run) -> Result<(), Failure> {
-    let mut stage = Stage::new(real.machine(Some("redis"), 8, 0.0), program).or_fail("the stage")?;
-    let console = stage.start_guest().or_fail("the guest with redis")?;
-    let mut rate = WorkRate::follow(console)?;
     let labels = Labels::default()
         .with("work", "redis")
         .with("rate", 1e3 / INTERVAL_MS)
@@ -83,6 +81,22 @@ pub fn follow(real: &RealOptions, program: &Path, run: &mut Run) -> Result<(), F
         .with("guest_mib", real.guest_mib);
     let series = Series::new("work_rate", &labels, "commands/s");
     let mut timeline = Timeline { began: Instant::now(), labels, series, run };
+    let played = play(real, program, &mut timeline);
+    let Timeline { labels, series, run, .. } = timeline;
+    run.series.push(series);
+    let (total_ms, takeover_ms) = played?;
+    let figure = |name, value| Measurement::single(name, &labels, "ms", Better::Lower, value);
+    run.measurements.push(figure("failover_total_ms", total_ms));
+    run.measurements.push(figure("failover_takeover_ms", takeover_ms));
+    Ok(())
+}
+
+/// All parts. Returns how long the failover took and the takeover in it, in milliseconds.
+fn play(real: &RealOptions, program: &Path, timeline: &mut Timeline<'_>) -> Result<(f64, f64), Failure> {
+    let mut stage = Stage::new(real.machine(Some("redis"), 8, 0.0), program).or_fail("the stage")?;
+    let console = stage.start_guest().or_fail("the guest with redis")?;
+    let mut rate = WorkRate::follow(console)?;
+    timeline.began = Instant::now();
     timeline.follow(&mut rate, elapsed(PART))?;
 
     let address = stage.start_backup(stage.listen_address()).or_fail("the backup")?;
@@ -115,10 +129,5 @@ pub fn follow(real: &RealOptions, program: &Path, run: &mut Run) -> Result<(), F
         .event("active", format!("the backup runs the guest, {total_ms:.0} ms after the last sign of life"));
     let mut rate = WorkRate::follow(stage.backup_console())?;
     timeline.follow(&mut rate, elapsed(PART))?;
-    let Timeline { labels, series, run, .. } = timeline;
-    let figure = |name, value| Measurement::single(name, &labels, "ms", Better::Lower, value);
-    run.measurements.push(figure("failover_total_ms", total_ms));
-    run.measurements.push(figure("failover_takeover_ms", takeover_ms));
-    run.series.push(series);
-    Ok(())
+    Ok((total_ms, takeover_ms))
 }

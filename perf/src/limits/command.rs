@@ -101,16 +101,7 @@ pub struct Found {
 impl Found {
     /// A figure; shown at once.
     pub fn push(&mut self, figure: Measurement) {
-        let value = &figure.value;
-        println!(
-            "{:<28} {:<44} {:>12.2} {:<6} {:.2} to {:.2}",
-            figure.name,
-            figure.labels.to_string(),
-            value.median,
-            figure.unit,
-            value.lowest,
-            value.highest
-        );
+        println!("{}", rows(&figure));
         self.measurements.push(figure);
     }
 
@@ -119,6 +110,15 @@ impl Found {
         println!("not measured: {text}");
         self.notes.push(text);
     }
+}
+
+/// A figure for people, on two lines: what it is, and the median with lowest and highest.
+fn rows(figure: &Measurement) -> String {
+    let value = &figure.value;
+    format!(
+        "{} {}\n{:>16.2} {:<6} {:.2} to {:.2}",
+        figure.name, figure.labels, value.median, figure.unit, value.lowest, value.highest
+    )
 }
 
 /// Whether so much memory may be filled; why not.
@@ -135,7 +135,7 @@ pub fn run(command: &LimitsCommand) -> Result<ExitCode, Failure> {
     command.check()?;
     let clock = RunClock::start();
     let mut found = Found::default();
-    println!("{:<28} {:<44} {:>12}        lowest to highest", "limit", "of", "median");
+    println!("limit, of what\n{:>16}        lowest to highest", "median");
     type Measure = fn(&LimitsCommand, &mut Found) -> Result<(), Failure>;
     let groups: [(Group, Measure); 5] = [
         (Group::Memcpy, memory::measure),
@@ -161,4 +161,20 @@ pub fn run(command: &LimitsCommand) -> Result<ExitCode, Failure> {
     (run.measurements, run.histograms, run.notes) = (found.measurements, found.histograms, found.notes);
     run.write(command.json.as_deref())?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::{Better, Labels, Sampled, names};
+
+    #[test]
+    fn what_is_printed_fits_a_terminal() {
+        let labels =
+            Labels::default().with("scattered", false).with("size_bytes", 1u64 << 20).with("threads", 16u64);
+        let value = Sampled::of([12_345_678.9, 12_345_678.8, 12_345_678.7]);
+        let name = names::WRITE_PROTECT_US_PER_GIB;
+        let printed = rows(&Measurement::new(name, &labels, "s/GiB", Better::Lower, value));
+        assert!(printed.lines().all(|line| line.len() <= 80), "{printed}");
+    }
 }

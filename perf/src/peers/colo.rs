@@ -34,8 +34,16 @@ struct Attempt {
     evidence: String,
 }
 
-/// Tries COLO, and beside it Romulus at the same interval.
+/// Tries COLO, and beside it Romulus at the same interval; a failure of any of it is a note.
 pub fn run(command: &PeersCommand, program: &Path, run: &mut Run) -> Result<(), Failure> {
+    if let Err(failure) = measure(command, program, run) {
+        check_interrupted().or_fail("COLO")?;
+        run.notes.push(format!("colo: not measured: {failure}"));
+    }
+    Ok(())
+}
+
+fn measure(command: &PeersCommand, program: &Path, run: &mut Run) -> Result<(), Failure> {
     let mut machine = command.real.machine(None, command.content_mib(), command.dirty_mib_per_second);
     // On q35 the secondary of QEMU 7.2 ends with a failed assertion in its first checkpoint.
     machine.kind = "pc".into();
@@ -43,14 +51,7 @@ pub fn run(command: &PeersCommand, program: &Path, run: &mut Run) -> Result<(), 
     stage.arbitrated = false;
     stage.start_guest().or_fail("the guest for COLO")?;
     let ours = rate_of_romulus(&mut stage, command)?;
-    let attempt = match attempt(&stage, command) {
-        Ok(attempt) => attempt,
-        Err(failure) => {
-            check_interrupted().or_fail("COLO")?;
-            run.notes.push(format!("colo: not measured: {failure}"));
-            return Ok(());
-        }
-    };
+    let attempt = attempt(&stage, command)?;
     let rate = attempt.checkpoints as f64 / attempt.seconds;
     if attempt.late_checkpoints == 0 {
         run.notes.push(format!(

@@ -115,15 +115,23 @@ pub fn run(command: &PeersCommand) -> Result<ExitCode, Failure> {
     // First of all: what is wrong with the file is told before minutes of measuring.
     let beside = command.xl_results.as_deref().map(XenBeside::read).transpose()?;
     let mut runs = Vec::new();
-    if ["qemu", "multifd", "colo"].iter().any(|peer| command.wants(peer)) {
-        runs.push(run_qemu(command)?);
-    }
     let mut verdict = Ok(());
+    if ["qemu", "multifd", "colo"].iter().any(|peer| command.wants(peer)) {
+        let clock = RunClock::start();
+        let program = command.real.prepare(&["initramfs"])?;
+        let mut run = clock.run("peers", command)?;
+        verdict = run_qemu(command, &program, &clock, &mut run);
+        run.seconds = clock.began().elapsed().as_secs_f64();
+        if let Err(failure) = &verdict {
+            run.notes.push(format!("not all was measured: {failure}"));
+        }
+        runs.push(run);
+    }
     if command.wants("xl") {
         match &beside {
             Some(beside) => {
                 let mut run = RunClock::start().run("peers", command)?;
-                verdict = xl::fill(&mut run, beside);
+                verdict = verdict.and(xl::fill(&mut run, beside));
                 runs.push(run);
             }
             None => {
@@ -141,26 +149,22 @@ pub fn run(command: &PeersCommand) -> Result<ExitCode, Failure> {
     verdict.map(|()| ExitCode::SUCCESS)
 }
 
-/// QEMU's own ways, as far as they are asked for.
-fn run_qemu(command: &PeersCommand) -> Result<Run, Failure> {
-    let clock = RunClock::start();
-    let program = command.real.prepare(&["initramfs"])?;
-    let mut run = clock.run("peers", command)?;
-    let ways = [Way::Plain, Way::Multifd(command.channels)];
-    let ways: Vec<Way> = ways.into_iter().filter(|way| command.wants(way.peer())).collect();
-    if !ways.is_empty() {
-        migrations(command, &program, &ways, &mut run)?;
-    }
-    if command.wants("colo") {
-        colo::run(command, &program, &mut run)?;
-    }
+/// QEMU's own ways, as far as they are asked for. What was measured before a failure is in the run.
+fn run_qemu(command: &PeersCommand, program: &Path, clock: &RunClock, run: &mut Run) -> Result<(), Failure> {
     run.result = serde_json::json!({
         "qemu": version_of("qemu-system-x86_64".as_ref()),
         "accelerator": command.real.machine(None, 0, 0.0).accelerator,
-        "copies": run.result,
     });
-    run.seconds = clock.began().elapsed().as_secs_f64();
-    Ok(run)
+    let ways = [Way::Plain, Way::Multifd(command.channels)];
+    let ways: Vec<Way> = ways.into_iter().filter(|way| command.wants(way.peer())).collect();
+    if !ways.is_empty() {
+        migrations(command, program, &ways, run)?;
+        clock.save(run, command.json.as_deref())?;
+    }
+    if command.wants("colo") {
+        colo::run(command, program, run)?;
+    }
+    Ok(())
 }
 
 /// Romulus' first synchronization and each way of migration, in turn, of one running guest.
@@ -170,35 +174,47 @@ fn migrations(command: &PeersCommand, program: &Path, ways: &[Way], run: &mut Ru
     stage.arbitrated = false;
     stage.start_guest().or_fail("the guest")?;
     let mut table = Vec::new();
-    let mut gone = Vec::new();
     println!("peer       Romulus s  MB    peer s  MB    ratio  downtime ms");
-    for _ in 0..command.rounds {
-        for way in ways {
-            if gone.contains(way) {
-                continue;
-            }
-            let ours = synchronize(&mut stage)?;
-            match receiver::migrate(&stage, *way) {
-                Ok(theirs) => {
-                    println!("{}", line(*way, ours, theirs));
-                    table.push((*way, ours, theirs));
-                }
-                Err(failure) => {
-                    romulus::demo::check_interrupted().or_fail("the peers")?;
-                    run.notes.push(format!("{}: {failure}", way.peer()));
-                    gone.push(*way);
-                    receiver::recover(&stage)?;
-                }
-            }
-        }
-    }
+    let measured = take_turns(command, &mut stage, ways, &mut table, &mut run.notes);
     for way in ways {
         compare(command, *way, &table, run);
     }
     let rows = table.iter().map(
         |(way, ours, theirs)| serde_json::json!({"peer": way.peer(), "romulus": ours, "theirs": theirs}),
     );
-    run.result = rows.collect();
+    run.result["copies"] = rows.collect();
+    measured
+}
+
+/// Fills the table pair by pair; a way that fails once is a note, and is left out from then on.
+fn take_turns(
+    command: &PeersCommand,
+    stage: &mut Stage,
+    ways: &[Way],
+    table: &mut Vec<(Way, Copy, Migration)>,
+    notes: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let mut gone = Vec::new();
+    for _ in 0..command.rounds {
+        for way in ways {
+            if gone.contains(way) {
+                continue;
+            }
+            let ours = synchronize(stage)?;
+            match receiver::migrate(stage, *way) {
+                Ok(theirs) => {
+                    println!("{}", line(*way, ours, theirs));
+                    table.push((*way, ours, theirs));
+                }
+                Err(failure) => {
+                    romulus::demo::check_interrupted().or_fail("the peers")?;
+                    notes.push(format!("{}: {failure}", way.peer()));
+                    gone.push(*way);
+                    receiver::recover(stage)?;
+                }
+            }
+        }
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use romulus::demo::qemu::{Machine, accelerator};
 use romulus::demo::{available_memory_mib, watch_interrupts};
+use romulus_host::facts::find_in_path;
 use serde::Serialize;
 
 use crate::exit::{Failure, OrFail};
@@ -43,7 +44,7 @@ impl RealOptions {
                 )));
             }
         }
-        if !has_program("qemu-system-x86_64") {
+        if find_in_path("qemu-system-x86_64").is_none() {
             return Err(Failure::failed(
                 "qemu-system-x86_64 is not installed; as root: apt-get install qemu-system-x86",
             ));
@@ -89,12 +90,6 @@ impl RealOptions {
             image_dir: self.image_dir.clone().unwrap_or_default(),
         }
     }
-}
-
-/// Whether a program is found by name.
-pub fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
 }
 
 /// What the first line of `program --version` says.

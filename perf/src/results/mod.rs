@@ -100,6 +100,12 @@ impl RunClock {
             result: Value::Null,
         })
     }
+
+    /// Writes a run as far as it has come, so that a failure of what follows takes nothing away.
+    pub fn save(&self, run: &mut Run, path: Option<&Path>) -> Result<(), Failure> {
+        run.seconds = self.began.elapsed().as_secs_f64();
+        run.clone().write(path)
+    }
 }
 
 impl Run {

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use romulus_host::facts::find_in_path;
 use serde::{Deserialize, Serialize};
 
 use super::super::control::{Answer, Control, Order};
@@ -46,8 +47,7 @@ impl Tool {
 
     /// Whether this host has it.
     pub fn is_installed(self) -> bool {
-        let folders = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&folders).any(|folder| folder.join(self.name()).is_file())
+        find_in_path(self.name()).is_some()
     }
 }
 
