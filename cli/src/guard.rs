@@ -3,6 +3,7 @@
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use romulus_host::guard::{
     GateHandle, GuardHandle, GuardParts, GuardSpec, GuestHandle, GuestProcess, NoGate,
@@ -16,15 +17,20 @@ use crate::gates;
 #[derive(Debug, clap::Args)]
 pub struct GuardOptions {}
 
+/// How often another is tried where one could not be started.
+const RESTART_EVERY: Duration = Duration::from_secs(10);
+
 /// The guard of this process, looked after.
 pub struct Guard {
     spec: GuardSpec,
     handle: GuardHandle,
     pid: GuardPid,
+    /// When another could not be started in place of one that died.
+    failed: Option<Instant>,
 }
 
 /// Tells the guard's process id, from any thread.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct GuardPid(Arc<AtomicU32>);
 
 impl GuardPid {
@@ -46,7 +52,7 @@ impl Guard {
         let handle =
             romulus_host::guard::spawn(command(), &spec).map_err(|e| Failure::failed(e.to_string()))?;
         let pid = GuardPid(Arc::new(AtomicU32::new(handle.pid())));
-        Ok(Self { spec, handle, pid })
+        Ok(Self { spec, handle, pid, failed: None })
     }
 
     /// The guard that was started last.
@@ -59,17 +65,29 @@ impl Guard {
         self.pid.clone()
     }
 
-    /// Starts another when it has died; says so once if none can be started.
+    /// Starts another when it has died, and tries again where that fails, which is said once.
     pub fn look_after(&mut self) {
-        let Some(pid) = self.pid.get().filter(|_| !self.handle.is_alive()) else { return };
-        tracing::error!("the guard, process {pid}, has died: starting another");
+        let waits = self.failed.is_some_and(|at| at.elapsed() < RESTART_EVERY);
+        if waits || self.handle.is_alive() {
+            return;
+        }
+        let is_known = self.failed.is_some();
+        if !is_known {
+            tracing::error!("the guard, process {}, has died: starting another", self.handle.pid());
+        }
         let restarted = self.handle.restart(command(), &self.spec);
         self.pid.0.store(if restarted.is_ok() { self.handle.pid() } else { 0 }, Ordering::Relaxed);
-        if let Err(error) = restarted {
-            tracing::error!(
-                "{error}; there is no guard: if this process is killed while the guest is paused, nobody resumes \
-                 it. End protection (romulus stop) and begin it again"
-            );
+        match restarted {
+            Ok(()) => self.failed = None,
+            Err(error) => {
+                self.failed = Some(Instant::now());
+                if !is_known {
+                    tracing::error!(
+                        "{error}; there is no guard, and one is tried again every {RESTART_EVERY:?}: if this process \
+                         is killed while the guest is paused, nobody resumes it"
+                    );
+                }
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the primary says on the endpoint.
 
 use crate::ids::{Identity, Time};
-use crate::wire::message::{ByeReason, ErrorCode, Message, ROUND_MARKER, decode};
+use crate::wire::message::{ByeReason, ErrorCode, Message, ROUND_MARKER, decode, is_error};
 
 use super::{Actions, Backup, BackupAction, Refusal, Standing};
 
@@ -26,13 +26,19 @@ impl Backup {
     }
 
     fn read_message(&mut self, bytes: &[u8], now: Time, actions: &mut Actions) -> Result<(), Refusal> {
-        let (identity, message) =
-            decode(bytes).map_err(|error| Refusal::new(error.code(), error.to_string()))?;
-        if let Message::Error { code, text } = &message {
+        let (identity, message) = match decode(bytes) {
             // Whatever it is under: an Error is never answered.
-            self.close(format_args!("the primary gives up: {text} ({code:?})"), now, actions);
-            return Ok(());
-        }
+            Ok((_, Message::Error { code, text })) => {
+                self.close(format_args!("the primary gives up: {text} ({code:?})"), now, actions);
+                return Ok(());
+            }
+            Err(error) if is_error(bytes) => {
+                self.close(format_args!("the primary gives up: {error}"), now, actions);
+                return Ok(());
+            }
+            Err(error) => return Err(Refusal::new(error.code(), error.to_string())),
+            Ok(decoded) => decoded,
+        };
         self.check_identity(&identity, &message)?;
         self.link.last_heard = now;
         let leaves = ByeReason::BackupLeaves;

@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use crate::ids::{Epoch, HomingSequence, Incarnation, Time};
 use crate::wire::AckProof;
-use crate::wire::message::{ByeReason, ErrorCode, Message, decode};
+use crate::wire::message::{ByeReason, ErrorCode, Message, decode, is_error};
 
 use super::image::{Phase, RoundStep, Rounds};
 use super::{Actions, PeerFault, Primary, PrimaryAction, PrimaryReport};
@@ -36,7 +36,10 @@ impl Primary {
     }
 
     fn read_message(&mut self, bytes: &[u8], now: Time, actions: &mut Actions) -> Result<(), PeerFault> {
-        let (identity, message) = decode(bytes)?;
+        let (identity, message) = decode(bytes).map_err(|error| match is_error(bytes) {
+            true => PeerFault::said_by_peer(format!("the backup gives up: {error}")),
+            false => error.into(),
+        })?;
         let expected = self.identity();
         if identity != expected {
             // The peer's own Error is none of ours to answer, whatever it is under.

@@ -167,8 +167,12 @@ fn read(bytes: &[u8]) -> Result<(&HeaderBytes, &[u8]), DecodeError> {
 /// have no header, or are an Error, and are not answered.
 pub fn answerable(bytes: &[u8]) -> Option<Identity> {
     let (header, _) = read(bytes).ok()?;
-    let is_error = header.kind.get() == Kind::Error as u16;
-    (!is_error).then(|| header.identity.read().unwrap_or_default())
+    (!is_error(bytes)).then(|| header.identity.read().unwrap_or_default())
+}
+
+/// Whether bytes are an Error by their header, whatever else is wrong with them.
+pub fn is_error(bytes: &[u8]) -> bool {
+    read(bytes).is_ok_and(|(header, _)| header.kind.get() == Kind::Error as u16)
 }
 
 /// Checks everything that the header says of `bytes`, and returns kind, identity and body.

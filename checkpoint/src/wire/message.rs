@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use super::AckProof;
 pub use super::decode::decode;
 pub use super::encode::encode;
-pub use super::header::answerable;
+pub use super::header::{answerable, is_error};
 use crate::ids::{Epoch, FrameIndex, HomingSequence, Identity, PageIndex};
 use crate::layout::{ArenaShape, GuestLayout};
 

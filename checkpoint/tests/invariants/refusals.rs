@@ -192,7 +192,10 @@ fn a_fault_is_answered_by_either_side_and_an_error_by_none() {
     let identity = protected(10).primary.identity();
     let stale = Identity { session: SessionId(9), ..identity };
     let ack = Message::RoundAck { round: 9 };
+    let mut torn = bytes(&identity, &Message::Error { code: ErrorCode::Busy, text: "?".into() });
+    *torn.last_mut().unwrap() ^= 1;
     let cases = [
+        (torn, None),
         (bytes(&identity, &ack), Some(ErrorCode::Violation)),
         (bytes(&stale, &ack), Some(ErrorCode::Stale)),
         (vec![7; 80], Some(ErrorCode::Malformed)),

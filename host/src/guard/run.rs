@@ -173,7 +173,12 @@ impl Hands<'_> {
 
     /// Until a process that was killed has ended, it may still send: for so long its gate stays closed.
     fn has_ended(&self) -> bool {
-        self.process.as_ref().is_none_or(|process| process.wait_end(None))
+        let Some(process) = &self.process else { return true };
+        if process.wait_end(Some(Duration::ZERO)) {
+            return true;
+        }
+        tracing::info!("process {} has not ended yet: its gate stays closed for so long", process.pid());
+        process.wait_end(None)
     }
 
     /// The guest is gone: what its gate had set up goes too.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::thread::JoinHandle;
 
 use romulus_checkpoint::driver::backup::{ArenaError, ArenaProvider, BackupArena};
 use romulus_checkpoint::standby::ImageRegion;
@@ -21,6 +22,8 @@ use super::mapping::{map_shared, staging_populated_later};
 #[derive(Debug, Default)]
 pub struct HostArenas {
     homes: Vec<File>,
+    /// Touches the spares of the latest arena.
+    populating: Option<JoinHandle<()>>,
 }
 
 impl HostArenas {
@@ -34,6 +37,8 @@ impl ArenaProvider for HostArenas {
     fn allocate(&mut self, layout: &GuestLayout, shape: &ArenaShape) -> Result<BackupArena, ArenaError> {
         // What an earlier session left is freed first: it may be what makes room.
         self.homes.clear();
+        // It has nothing to say.
+        let _ = self.populating.take().map(JoinHandle::join);
         let wanted_bytes = arena_bytes(shape)
             .ok_or_else(|| ArenaError::NoRoom("the arena asked for is larger than any memory".into()))?;
         let available = available_bytes();
@@ -57,12 +62,13 @@ impl ArenaProvider for HostArenas {
             regions.push(ImageRegion { name: region.name.clone(), path, memory });
         }
         let spares_bytes = shape.spares * PAGE_BYTES;
-        let spares = usize::try_from(spares_bytes)
+        let (spares, populating) = usize::try_from(spares_bytes)
             .map_err(io::Error::other)
             .and_then(staging_populated_later)
             .map_err(|error| not_allocated("spares", spares_bytes, &error))?;
         let (_, slots) = allocate("slots", shape.slots * shape.slot_bytes)?;
         self.homes = homes;
+        self.populating = Some(populating);
         Ok(BackupArena { regions, spares, slots })
     }
 }

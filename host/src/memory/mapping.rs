@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use romulus_transport::Memory;
@@ -37,13 +37,13 @@ pub fn staging(len_bytes: usize) -> io::Result<Memory> {
     Ok(into_memory(Arc::new(map)).part(0, len_bytes))
 }
 
-/// As [`staging`], but usable at once: a thread touches it meanwhile, since gigabytes take seconds,
-/// and ends with the memory.
-pub(crate) fn staging_populated_later(len_bytes: usize) -> io::Result<Memory> {
+/// As [`staging`], but usable at once: a thread touches it meanwhile, since gigabytes take seconds. It
+/// ends soon after the memory is given up, which is free once it has.
+pub(crate) fn staging_populated_later(len_bytes: usize) -> io::Result<(Memory, JoinHandle<()>)> {
     let map = Arc::new(private(len_bytes)?);
     let weak = Arc::downgrade(&map);
-    thread::Builder::new().name("populate".into()).spawn(move || populate(&weak))?;
-    Ok(into_memory(map).part(0, len_bytes))
+    let thread = thread::Builder::new().name("populate".into()).spawn(move || populate(&weak))?;
+    Ok((into_memory(map).part(0, len_bytes), thread))
 }
 
 /// Touches memory from its begin on, for as long as somebody else has it.
@@ -128,8 +128,10 @@ mod tests {
         assert_eq!(present(&map), 0);
         populate(&Arc::downgrade(&map));
         assert_eq!(present(&map), map.len() / 4096);
-        let memory = staging_populated_later(5_000).unwrap();
+        let (memory, thread) = staging_populated_later(5_000).unwrap();
         memory.write(4_999, &[1]);
+        drop(memory);
+        thread.join().unwrap();
         let weak = Arc::downgrade(&map);
         drop(map);
         populate(&weak);

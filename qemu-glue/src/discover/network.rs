@@ -68,7 +68,7 @@ pub(crate) fn parse(text: &str) -> Vec<NetworkClient> {
 
 /// Filters are listed below the back end that they are in front of.
 fn is_of_a_filter(line: &str) -> bool {
-    line.starts_with("filters:") || line.trim_start().starts_with("- ")
+    line.trim_end() == "filters:" || line.trim_start().starts_with("- ")
 }
 
 /// All that is on a hub is known: a card and a back end alone are joined as by a cable.
@@ -109,11 +109,11 @@ mod tests {
     #[test]
     fn a_hub_with_a_card_and_a_back_end_is_a_cable() {
         let filter = "filters:\n  - f0: type=filter-buffer,netdev=#net012,status=on\n";
-        let alone = "alone: index=0,type=nic,model=e1000\n";
+        let alone = "filters: index=0,type=nic,model=e1000\n";
         let clients =
             parse(&format!("hub 0\n \\ hub0port1: {CARD} \\ hub0port0: {TAP}{filter}{alone} \\ {TAP}"));
         let names: Vec<_> = clients.iter().map(|client| client.name.as_str()).collect();
-        assert_eq!(names, ["virtio-net-pci.0", "#net012", "alone", "#net012"]);
+        assert_eq!(names, ["virtio-net-pci.0", "#net012", "filters", "#net012"]);
         assert_eq!(clients[0].peer.as_deref(), Some("#net012"));
         assert_eq!(clients[1].peer.as_deref(), Some("virtio-net-pci.0"));
         assert_eq!(clients[1].field("ifname"), Some("tap0"));

@@ -128,7 +128,7 @@ fn admit(shared: &Shared, identity: &Identity, hello: &Hello) -> Result<(), Refu
 fn prepare(shared: &Shared, hello: &Hello, shape: &ArenaShape) -> Result<(), Refusal> {
     let mut standby = lock(&shared.standby);
     standby.abandon();
-    *lock(&shared.lent) = None;
+    shared.forget_lent();
     hello.guest.clone_into(&mut lock(&shared.view).guest);
     let memory = lock(&shared.arenas).allocate(&hello.layout, shape).and_then(|memory| {
         memory.check(&hello.layout, shape)?;
@@ -180,12 +180,14 @@ fn say(channel: &mut dyn Channel, identity: &Identity, message: &Message) -> Res
 }
 
 /// The fabric has no answer to the primary's offer: for what is wrong with that, or for a reason of this
-/// host's own.
+/// host's own, which may pass or not.
 fn not_answered(error: TransportError) -> Refusal {
-    match error {
-        TransportError::Handshake(_) => refusal(ErrorCode::Malformed, error.to_string()),
-        error => refusal(ErrorCode::StandbyFailed, format!("the arena cannot be exposed: {error}")),
-    }
+    let code = match &error {
+        TransportError::Handshake(_) => ErrorCode::Malformed,
+        TransportError::Registration(_) | TransportError::Invalid(_) => ErrorCode::StandbyFailed,
+        _ => ErrorCode::Busy,
+    };
+    refusal(code, error.to_string())
 }
 
 /// Finishes the channel and makes it the connection.
@@ -194,14 +196,19 @@ fn establish(shared: &Shared, channel: Box<dyn Channel>, identity: Identity) -> 
     let usual = shared.options.handshake_timeout;
     let patience = shared.call(|backup, _, _| backup.handshake_patience(usual));
     let endpoint = channel.establish(None, patience).map_err(|error| error.to_string())?;
-    {
+    let is_taken = {
         // At once: nobody hears or says anything on it before the machine knows it.
         let mut link = lock(&shared.link);
-        if !shared.call(|backup, now, actions| backup.handle_connected(now, actions)) {
-            endpoint.close();
-            return Err("it was given up meanwhile".into());
+        let is_taken = shared.call(|backup, now, actions| backup.handle_connected(now, actions));
+        if is_taken {
+            let endpoint = Arc::clone(&endpoint);
+            *link = Some(Arc::new(Link { identity, endpoint, peer }));
         }
-        *link = Some(Arc::new(Link { identity, endpoint, peer }));
+        is_taken
+    };
+    if !is_taken {
+        endpoint.close();
+        return Err("it was given up meanwhile".into());
     }
     shared.heard();
     lock(&shared.view).connections += 1;
@@ -251,6 +258,8 @@ mod tests {
         let own = not_answered(TransportError::Registration("the limit of locked memory".into()));
         assert_eq!(own.code, ErrorCode::StandbyFailed);
         assert!(own.text.contains("locked memory"), "{own}");
+        let passing = not_answered(TransportError::NoDevice("its port is down".into()));
+        assert_eq!(passing.code, ErrorCode::Busy, "a primary tries again");
     }
 
     #[test]

@@ -388,6 +388,12 @@ impl Shared {
         lock(&self.lent).clone()
     }
 
+    /// Lets go of it. To unmap what large guests have takes long, and nobody is to wait for that.
+    pub fn forget_lent(&self) {
+        let lent = lock(&self.lent).take();
+        drop(lent);
+    }
+
     /// The connection is gone: makes sure of it, then tells the machine, once.
     pub fn disconnect(&self, link: &Arc<Link>, why: &str) {
         link.endpoint.close();

@@ -100,7 +100,9 @@ fn accept(shared: &Arc<Shared>, mut listener: Box<dyn Listener>) {
         let started = spawn("handshake", &shared.threads, move || {
             let attempt = AssertUnwindSafe(|| handshake::run(&own_shared, channel));
             if catch_unwind(attempt).is_err() {
-                own_shared.note("a handshake panicked");
+                let why = "a handshake panicked";
+                own_shared.note(why);
+                own_shared.step(|backup, now, actions| backup.handle_disconnected(why, now, actions));
             }
             own_running.fetch_sub(1, Ordering::AcqRel);
         });

@@ -64,7 +64,7 @@ fn take_over(shared: &Shared, epoch: Epoch, displaced: &[HomingCopy]) {
         None => {
             if shared.lent().is_some_and(|lent| lent.shape.copy_only_homes) {
                 // The guest's own memory, mapped here: it needs nobody any more who holds it.
-                *lock(&shared.lent) = None;
+                shared.forget_lent();
             }
             shared.metrics.count(Counter::Takeovers, 1);
             shared.note(&format!("the guest runs here, from epoch {epoch}"));

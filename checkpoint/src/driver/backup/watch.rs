@@ -30,7 +30,7 @@ fn abandon(shared: &Shared, ended: Option<Arc<Lent>>) {
     let current = shared.lent();
     if current.as_ref().map(Arc::as_ptr) == ended.as_ref().map(Arc::as_ptr) {
         lock(&shared.standby).abandon();
-        *lock(&shared.lent) = None;
+        shared.forget_lent();
     }
 }
 
@@ -52,7 +52,7 @@ fn check(shared: &Shared) {
         let why = format!("the standby is gone, and the guest's image in its memory with it: {error}");
         if shared.step(|backup, now, actions| backup.image_lost(&why, now, actions)) {
             lock(&shared.standby).abandon();
-            *lock(&shared.lent) = None;
+            shared.forget_lent();
         }
         return;
     }

@@ -126,7 +126,10 @@ fn capture(
     let mark = shared.call(|primary, _, _| primary.paused(began));
     if let Err(error) = shared.metrics.run_phase(Phase::Gate, || shared.gate.mark(mark)) {
         let error = GuestError::Failed { what: "marking output".into(), why: error.to_string() };
-        return failed(shared, tools, job, "marking the guest's output", error);
+        let failed = failed(shared, tools, job, "marking the guest's output", error);
+        // While a gate is broken the guest may be cut off: that is not for whole intervals.
+        shared.call(|primary, _, _| primary.end_epoch_early());
+        return failed;
     }
     let (_, state) = shared.slots.state(job.slot_index);
     match shared.metrics.run_phase(Phase::State, || paused.guest().save_state(&state)) {

@@ -100,14 +100,19 @@ fn shake_hands(
     let endpoint = channel.establish(Some(&answer), options.connect_timeout).map_err(text)?;
     let identity = shared.call(|primary, _, _| primary.identity());
     let link = Link::new(identity, endpoint, shared).map_err(text)?;
-    {
+    let link = Arc::new(link);
+    let is_taken = {
         // At once: nobody hears or says anything on it before the machine knows it.
         let mut current = lock(&shared.link);
-        if !shared.call(|primary, now, actions| primary.handle_connected(now, actions)) {
-            link.endpoint.close();
-            return Err("the connection was given up meanwhile".into());
+        let is_taken = shared.call(|primary, now, actions| primary.handle_connected(now, actions));
+        if is_taken {
+            *current = Some(Arc::clone(&link));
         }
-        *current = Some(Arc::new(link));
+        is_taken
+    };
+    if !is_taken {
+        link.endpoint.close();
+        return Err("the connection was given up meanwhile".into());
     }
     {
         let mut view = lock(&shared.view);
