@@ -16,7 +16,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::gate_lab::{GUEST, acked, run};
-use crate::world::{LONG, World, grant, listing, receive};
+use crate::world::{LONG, World, expect_as_before, grant, listing, receive};
 
 /// The first argument of the process.
 pub const ROLE: &str = "be-the-gate";
@@ -143,17 +143,17 @@ pub fn killed() {
     guarded.open(&grant()).unwrap();
     world.send(100);
     world.expect([100]);
-    assert_eq!(listing(), before);
+    expect_as_before(&before);
     // A guest that is gone for good takes its tap along.
     let mut process = GateProcess::start();
     process.kill();
     guarded.clear().unwrap();
-    assert_eq!(listing(), before);
+    expect_as_before(&before);
     // A guard that died at it has put back some of the settings, and the next one begins again.
     GateProcess::start().kill();
     run("bridge", "fdb del 52:54:00:12:34:56 dev guest0 master");
     guarded.clear().unwrap();
-    assert_eq!(listing(), before);
+    expect_as_before(&before);
     // The tap takes with it all that the gate had set.
     GateProcess::start().kill();
     assert!(listing().contains("52:54:00:12:34:56"));
@@ -182,12 +182,12 @@ pub fn second() {
     gate.release(&ReleaseToken::solo(&grant()));
     gate.detach().unwrap();
     drop(gate);
-    assert_eq!(listing(), before);
+    expect_as_before(&before);
     // Also a protector that holds nothing this time.
     GateProcess::start().kill();
     let former = GuardedRedirect::new(vec![world.spec()]);
     OutputGate::claimed(&former, &grant()).unwrap();
-    assert_eq!(listing(), before);
+    expect_as_before(&before);
     world.send(5);
     world.expect([5]);
 }

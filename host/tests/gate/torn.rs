@@ -7,7 +7,7 @@ use romulus_checkpoint::gate::OutputGate;
 
 use crate::gate_lab::{acked, run};
 use crate::redirect::{MOMENT, opened, side_of};
-use crate::world::{World, eventually, ip, listing};
+use crate::world::{World, eventually, expect_as_before, ip, listing};
 
 pub fn torn() {
     let world = World::new();
@@ -36,7 +36,7 @@ pub fn torn() {
     run("tc", "filter del dev guest0 ingress");
     gate.detach().unwrap();
     drop(gate);
-    assert_eq!(listing(), before, "nothing that was set twice is left behind");
+    expect_as_before(&before);
 }
 
 pub fn half_torn() {
@@ -66,7 +66,7 @@ pub fn half_torn() {
     gate.release(&opened());
     gate.detach().unwrap();
     drop(gate);
-    assert_eq!(listing(), before);
+    expect_as_before(&before);
 }
 
 pub fn taken_away() {
@@ -90,7 +90,7 @@ pub fn taken_away() {
         gate.release(&opened());
         gate.detach().unwrap();
         drop(gate);
-        assert_eq!(listing(), before);
+        expect_as_before(&before);
         while world.receive(Duration::ZERO).is_some() {}
         world.send(2);
         world.expect([2]);

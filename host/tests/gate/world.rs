@@ -104,6 +104,19 @@ pub fn listing() -> String {
     format!("{text}\n{}\n{}", run("tc", "qdisc show"), fdb.join("\n"))
 }
 
+/// All is as it was before. A program that another test starts has the gate's taps open for a moment as well.
+pub fn expect_as_before(before: &str) {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let now = listing();
+        if now == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not as before within {LONG:?}: {now}\nbefore: {before}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Sends a numbered frame of `payload` bytes beside its header.
 pub fn send(tap: &Tap, number: u64, payload: usize) {
     let mut frame = plain_frame(ETHERNET_BYTES + payload.max(8));
